@@ -1,0 +1,60 @@
+#include "reference/rows.hpp"
+
+#include "reference/passes.hpp"
+
+namespace tessera::reference {
+namespace {
+
+class ReferenceKernel final : public Kernel {
+ public:
+  explicit ReferenceKernel(const Problem& problem) : problem_(problem) {}
+
+  std::string config() const override { return "plain loops in double"; }
+
+  std::size_t workspace_bytes() const override {
+    const std::size_t per_task =
+        problem_.pass == Pass::forward ? forward_doubles(problem_) : backward_doubles(problem_);
+    return sizeof(double) * per_task * problem_.threads;
+  }
+
+  Status run(const Arguments& arguments) const override {
+    if (problem_.pass == Pass::forward) {
+      forward(problem_, arguments);
+    } else {
+      backward(problem_, arguments);
+    }
+    return {};
+  }
+
+ private:
+  Problem problem_;
+};
+
+std::string reject(const Problem& problem) {
+  if (problem.device.type != DeviceType::cpu) return "runs on the CPU only";
+  switch (problem.dtype) {
+    case DType::f32:
+    case DType::f16:
+    case DType::bf16:
+    case DType::f64:
+      break;
+    default:
+      return std::string("computes f32, f16, bf16 and f64, not ") + name_of(problem.dtype);
+  }
+  if (problem.precision != Precision::exact) return "computes exact attention only";
+  return {};
+}
+
+}  // namespace
+
+const Row kReferenceRow{
+    "reference",
+    "f32 f16 bf16 f64, forward and backward, every feature, in double (slow)",
+    [] { return std::string(); },
+    reject,
+    [](const Problem& problem) -> std::unique_ptr<Kernel> {
+      return std::make_unique<ReferenceKernel>(problem);
+    },
+};
+
+}  // namespace tessera::reference
