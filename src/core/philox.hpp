@@ -28,9 +28,9 @@ inline PhiloxCounter philox4x32(PhiloxCounter c, PhiloxKey k) {
   return c;
 }
 
-/// The dropout stream of one run. (seed, offset) give a key; element (b, h, i, j) then looks at word
-/// j % 4 of the block with counter (j / 4, i, h, b). It is dropped iff that word is below
-/// p · 2³² (rounded down); kept elements are scaled by 1 / (1 − p).
+/// The dropout stream of one run. (seed, offset) give a key; element (b, h, i, j) then looks at
+/// word j % 4 of the block with counter (j / 4, i, h, b). It is dropped iff that word is below p ·
+/// 2³² (rounded down); kept elements are scaled by 1 / (1 − p).
 struct DropoutStream {
   PhiloxKey key{};
   std::uint32_t threshold = 0;  ///< 0: nothing is dropped.

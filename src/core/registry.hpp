@@ -63,6 +63,9 @@ struct Backend {
   /// Whether cu_seqlens, lengths and block masks of this device can be read while validating; where
   /// not (it would synchronise a device), their contents are the caller's promise.
   bool host_readable = true;
+  /// The executor a run uses when the caller asks for `requested` (may be null); null where the
+  /// device schedules its own work.
+  Executor* (*executor)(Executor* requested);
 };
 
 /// All backends of this build, in a fixed order (src/backends.cpp).

@@ -1,0 +1,588 @@
+#include "api/validate.hpp"
+
+#include <fmt/format.h>
+
+#include <array>
+#include <cmath>
+#include <cstdlib>
+#include <limits>
+
+#include "api/overlap.hpp"
+
+namespace tessera {
+
+std::string shape_of(const TensorView& view) {
+  std::string s = "[";
+  for (int d = 0; d < view.rank; ++d) s += fmt::format("{}{}", d ? "," : "", view.size[d]);
+  return s + "]";
+}
+
+namespace {
+
+constexpr std::int64_t kMaxSequence = std::numeric_limits<std::int32_t>::max();
+constexpr std::int64_t kMaxHeadDim = 512;
+
+Status invalid(std::string message) {
+  return Status(StatusCode::invalid_argument, std::move(message));
+}
+
+#define TESSERA_RETURN_IF_ERROR(expression) \
+  if (Status status_ = (expression); !status_.ok()) return status_
+
+/// How a tensor's size may relate to the expected one.
+enum class Extent : std::uint8_t { equal, equal_or_one, at_least_or_one, at_least };
+
+struct Dimension {
+  std::int64_t size = 0;
+  Extent extent = Extent::equal;
+
+  bool accepts(std::int64_t actual) const {
+    const bool equal = actual == size;
+    switch (extent) {
+      case Extent::equal:
+        return equal;
+      case Extent::equal_or_one:
+        return equal || actual == 1;
+      case Extent::at_least_or_one:
+        return actual >= size || actual == 1;
+      case Extent::at_least:
+        return actual >= size;
+    }
+    return false;
+  }
+
+  std::string expected() const {
+    switch (extent) {
+      case Extent::equal_or_one:
+        return size == 1 ? "1" : fmt::format("{}|1", size);
+      case Extent::at_least_or_one:
+        return fmt::format("≥{}|1", size);
+      case Extent::at_least:
+        return fmt::format("≥{}", size);
+      case Extent::equal:
+        break;
+    }
+    return fmt::format("{}", size);
+  }
+};
+
+/// Sizes and strides that can be used at all: ranks, signs, no 64-bit overflow, unit last stride.
+Status check_layout(const char* name, const TensorView& view) {
+  if (view.rank < 1 || view.rank > kMaxRank) {
+    return invalid(fmt::format("{}: rank {}, expected 1 to {}", name, view.rank, kMaxRank));
+  }
+  if (static_cast<unsigned>(view.dtype) > static_cast<unsigned>(DType::boolean)) {
+    return invalid(fmt::format("{}: dtype {}, expected one of Tessera's", name,
+                               static_cast<unsigned>(view.dtype)));
+  }
+  std::int64_t elements = 1;
+  std::int64_t reach = size_of(view.dtype);
+  for (int d = 0; d < view.rank; ++d) {
+    const std::int64_t size = view.size[d];
+    if (size < 0) {
+      return invalid(
+          fmt::format("{}: shape {}, expected sizes of at least 0", name, shape_of(view)));
+    }
+    std::int64_t step = 0;
+    if (__builtin_mul_overflow(elements, std::max<std::int64_t>(size, 1), &elements) ||
+        __builtin_mul_overflow(elements, size_of(view.dtype), &step) ||
+        view.stride[d] == std::numeric_limits<std::int64_t>::min() ||
+        __builtin_mul_overflow(std::max<std::int64_t>(size - 1, 0), std::llabs(view.stride[d]),
+                               &step) ||
+        __builtin_mul_overflow(step, size_of(view.dtype), &step) ||
+        __builtin_add_overflow(reach, step, &reach)) {
+      return invalid(fmt::format("{}: shape {} with its strides, expected bytes that fit 64 bits",
+                                 name, shape_of(view)));
+    }
+  }
+  const int last = view.rank - 1;
+  if (view.size[last] > 1 && view.stride[last] != 1) {
+    return invalid(fmt::format("{}: last stride {}, expected 1", name, view.stride[last]));
+  }
+  return {};
+}
+
+/// Checks many tensors of one problem against expected shapes, dtypes and the device.
+class TensorChecker {
+ public:
+  explicit TensorChecker(const Problem& problem) : problem_(problem) {}
+
+  Status check(const char* name, const TensorView& view, std::initializer_list<DType> dtypes,
+               std::initializer_list<Dimension> expected) const {
+    TESSERA_RETURN_IF_ERROR(check_layout(name, view));
+    bool shape_ok = view.rank == static_cast<int>(expected.size());
+    int d = 0;
+    for (const Dimension& dimension : expected) {
+      shape_ok = shape_ok && dimension.accepts(view.size[d]);
+      ++d;
+    }
+    if (!shape_ok) {
+      std::string wanted;
+      for (const Dimension& dimension : expected) {
+        wanted += (wanted.empty() ? "" : ",") + dimension.expected();
+      }
+      return invalid(fmt::format("{}: shape {}, expected [{}]", name, shape_of(view), wanted));
+    }
+    bool dtype_ok = false;
+    std::string names;
+    for (DType dtype : dtypes) {
+      dtype_ok = dtype_ok || view.dtype == dtype;
+      const std::string one = name_of(dtype);
+      if (names != one) names += (names.empty() ? "" : " or ") + one;
+    }
+    if (!dtype_ok) {
+      return invalid(fmt::format("{}: dtype {}, expected {}", name, name_of(view.dtype), names));
+    }
+    if (!(view.device == problem_.device)) {
+      return invalid(fmt::format("{}: device {}:{}, expected q's {}:{}", name,
+                                 name_of(view.device.type), view.device.index,
+                                 name_of(problem_.device.type), problem_.device.index));
+    }
+    return {};
+  }
+
+  /// A tensor over (head, token, last): [B, H, S, last], or [T, H, last] packed.
+  Status check_tokens(const char* name, const TensorView& view, std::int64_t heads,
+                      std::int64_t tokens, std::int64_t last) const {
+    const DType dtype = problem_.dtype;
+    if (problem_.varlen) return check(name, view, {dtype}, {{tokens}, {heads}, {last}});
+    return check(name, view, {dtype}, {{problem_.batch}, {heads}, {tokens}, {last}});
+  }
+
+  /// The LSE and its gradient: [B, Hq, Sq], or [Hq, Tq] packed.
+  Status check_rows(const char* name, const TensorView& view) const {
+    const DType dtype = problem_.dtype == DType::f64 ? DType::f64 : DType::f32;
+    const Dimension heads{problem_.heads_q};
+    const Dimension rows{problem_.seq_q};
+    if (problem_.varlen) return check(name, view, {dtype}, {heads, rows});
+    return check(name, view, {dtype}, {{problem_.batch}, heads, rows});
+  }
+
+  /// A tensor over the score matrix, broadcast or not.
+  Status check_scores(const char* name, const TensorView& view,
+                      std::initializer_list<DType> dtypes) const {
+    const Extent batch_or_one = Extent::equal_or_one;
+    // Packed: the longest lengths are known only when cu_seqlens are read (check_lengths).
+    const bool packed = problem_.varlen;
+    return check(name, view, dtypes,
+                 {{problem_.batch, batch_or_one},
+                  {problem_.heads_q, batch_or_one},
+                  {packed ? 0 : problem_.seq_q, packed ? Extent::at_least : Extent::equal_or_one},
+                  {packed ? 0 : problem_.seq_kv, packed ? Extent::at_least : Extent::equal}});
+  }
+
+ private:
+  const Problem& problem_;
+};
+
+Status check_block_mask_shape(const Problem& problem, const BlockMaskView& mask) {
+  const auto wrong = [](const char* what, std::int64_t value, const std::string& expected) {
+    return invalid(fmt::format("block_mask: {} {}, expected {}", what, value, expected));
+  };
+  if (mask.batch != 1 && mask.batch != problem.batch) {
+    return wrong("batch", mask.batch, fmt::format("1 or {}", problem.batch));
+  }
+  if (mask.heads != 1 && mask.heads != problem.heads_q) {
+    return wrong("heads", mask.heads, fmt::format("1 or {}", problem.heads_q));
+  }
+  if (!problem.varlen && mask.seq_q != problem.seq_q) {
+    return wrong("seq_q", mask.seq_q, fmt::format("{}", problem.seq_q));
+  }
+  if (!problem.varlen && mask.seq_kv != problem.seq_kv) {
+    return wrong("seq_kv", mask.seq_kv, fmt::format("{}", problem.seq_kv));
+  }
+  for (std::int64_t block : {mask.block_q, mask.block_kv}) {
+    if (block <= 0 || block % 16 != 0) {
+      return wrong("block size", block, "a positive multiple of 16");
+    }
+  }
+  const std::int64_t q_blocks = (mask.seq_q + mask.block_q - 1) / mask.block_q;
+  const std::int64_t kv_blocks = (mask.seq_kv + mask.block_kv - 1) / mask.block_kv;
+  if (mask.q_blocks != q_blocks)
+    return wrong("q_blocks", mask.q_blocks, fmt::format("{}", q_blocks));
+  if (mask.kv_blocks != kv_blocks) {
+    return wrong("kv_blocks", mask.kv_blocks, fmt::format("{}", kv_blocks));
+  }
+  if (!(mask.device == problem.device)) {
+    return invalid(fmt::format("block_mask: device {}:{}, expected q's {}:{}",
+                               name_of(mask.device.type), mask.device.index,
+                               name_of(problem.device.type), problem.device.index));
+  }
+  return {};
+}
+
+Status check_input_shapes(const Problem& p, const Inputs& in) {
+  const TensorChecker checker(p);
+  TESSERA_RETURN_IF_ERROR(checker.check_tokens("q", in.q, p.heads_q, p.seq_q, p.head_dim));
+  TESSERA_RETURN_IF_ERROR(checker.check_tokens("k", in.k, p.heads_kv, p.seq_kv, p.head_dim));
+  TESSERA_RETURN_IF_ERROR(checker.check_tokens("v", in.v, p.heads_kv, p.seq_kv, p.head_dim_v));
+  const DType wide = p.dtype == DType::f64 ? DType::f64 : DType::f32;
+  if (p.bias) TESSERA_RETURN_IF_ERROR(checker.check_scores("bias", in.bias, {p.dtype, wide}));
+  if (p.mask) TESSERA_RETURN_IF_ERROR(checker.check_scores("mask", in.mask, {DType::boolean}));
+  if (p.alibi) {
+    if (in.alibi_slopes.rank == 2) {
+      TESSERA_RETURN_IF_ERROR(
+          checker.check("alibi_slopes", in.alibi_slopes, {DType::f32}, {{p.batch}, {p.heads_q}}));
+    } else {
+      TESSERA_RETURN_IF_ERROR(
+          checker.check("alibi_slopes", in.alibi_slopes, {DType::f32}, {{p.heads_q}}));
+    }
+  }
+  if (p.sink) {
+    TESSERA_RETURN_IF_ERROR(checker.check("sink", in.sink, {DType::f32}, {{p.heads_q}}));
+  }
+  const auto lengths = [&](const char* name, const TensorView& view, std::int64_t size) {
+    return checker.check(name, view, {DType::i32}, {{size}});
+  };
+  if (p.q_lens) TESSERA_RETURN_IF_ERROR(lengths("q_lens", in.q_lens, p.batch));
+  if (p.kv_lens) TESSERA_RETURN_IF_ERROR(lengths("kv_lens", in.kv_lens, p.batch));
+  if (p.varlen) {
+    TESSERA_RETURN_IF_ERROR(lengths("cu_seqlens_q", in.cu_seqlens_q, p.batch + 1));
+    TESSERA_RETURN_IF_ERROR(lengths("cu_seqlens_k", in.cu_seqlens_k, p.batch + 1));
+  }
+  if (p.block_mask) TESSERA_RETURN_IF_ERROR(check_block_mask_shape(p, *in.block_mask));
+  return {};
+}
+
+Status check_attention(const Attention& a) {
+  if (a.scale && !std::isfinite(*a.scale)) {
+    return invalid(fmt::format("scale: {}, expected a finite number", *a.scale));
+  }
+  if (!std::isfinite(a.softcap) || a.softcap < 0) {
+    return invalid(fmt::format("softcap: {}, expected 0 (off) or a positive number", a.softcap));
+  }
+  if (!(a.dropout_p >= 0 && a.dropout_p < 1)) {
+    return invalid(fmt::format("dropout_p: {}, expected a number in [0, 1)", a.dropout_p));
+  }
+  for (const auto& [name, value] :
+       {std::pair{"window.left", a.window.left}, std::pair{"window.right", a.window.right}}) {
+    if (value < -1 || value > kMaxSequence) {
+      return invalid(
+          fmt::format("{}: {}, expected −1 (unbounded) to {}", name, value, kMaxSequence));
+    }
+  }
+  if (a.alignment != Alignment::bottom_right && a.alignment != Alignment::top_left) {
+    return invalid(fmt::format("alignment: {}, expected bottom_right or top_left",
+                               static_cast<unsigned>(a.alignment)));
+  }
+  if (static_cast<unsigned>(a.precision) > static_cast<unsigned>(Precision::adaptive)) {
+    return invalid(fmt::format("precision: {}, expected exact, sage8, sage4 or adaptive",
+                               static_cast<unsigned>(a.precision)));
+  }
+  return {};
+}
+
+Status check_sizes(const Problem& p) {
+  const auto bounded = [](const char* name, std::int64_t value, std::int64_t low,
+                          std::int64_t high) -> Status {
+    if (value >= low && value <= high) return {};
+    return invalid(fmt::format("{}: {}, expected {} to {}", name, value, low, high));
+  };
+  TESSERA_RETURN_IF_ERROR(bounded("q: batch", p.batch, 0, kMaxSequence));
+  TESSERA_RETURN_IF_ERROR(bounded("q: heads", p.heads_q, 1, kMaxSequence));
+  TESSERA_RETURN_IF_ERROR(bounded("k: heads", p.heads_kv, 1, kMaxSequence));
+  TESSERA_RETURN_IF_ERROR(bounded("q: sequence length", p.seq_q, 0, kMaxSequence));
+  TESSERA_RETURN_IF_ERROR(bounded("k: sequence length", p.seq_kv, 0, kMaxSequence));
+  TESSERA_RETURN_IF_ERROR(bounded("q: head dim", p.head_dim, 1, kMaxHeadDim));
+  TESSERA_RETURN_IF_ERROR(bounded("v: head dim", p.head_dim_v, 1, kMaxHeadDim));
+  if (p.heads_q % p.heads_kv != 0) {
+    return invalid(
+        fmt::format("q: heads {}, expected a multiple of k's {}", p.heads_q, p.heads_kv));
+  }
+  std::int64_t product = p.batch;
+  for (std::int64_t size : {p.heads_q, std::max<std::int64_t>(p.seq_q, p.seq_kv),
+                            std::max(p.head_dim, p.head_dim_v), std::int64_t{64}}) {
+    if (__builtin_mul_overflow(product, size, &product)) {
+      return invalid(fmt::format(
+          "q: batch {} · heads {} · sequence {} · head dim {}, expected a "
+          "product that fits 64 bits",
+          p.batch, p.heads_q, std::max(p.seq_q, p.seq_kv), std::max(p.head_dim, p.head_dim_v)));
+    }
+  }
+  return {};
+}
+
+}  // namespace
+
+Result<Problem> make_problem(const Attention& a, const Inputs& in, Pass pass,
+                             const PlanOptions& options, int threads) {
+  TESSERA_RETURN_IF_ERROR(check_attention(a));
+  if (in.cu_seqlens_q.present() != in.cu_seqlens_k.present()) {
+    return invalid(fmt::format("cu_seqlens_{}: absent, expected both cu_seqlens or neither",
+                               in.cu_seqlens_q.present() ? "k" : "q"));
+  }
+  Problem p;
+  p.varlen = in.cu_seqlens_q.present();
+  const int rank = p.varlen ? 3 : 4;
+  for (const auto& [name, view] :
+       {std::pair{"q", &in.q}, std::pair{"k", &in.k}, std::pair{"v", &in.v}}) {
+    if (view->rank != rank) {
+      return invalid(
+          fmt::format("{}: rank {}, expected {}", name, view->rank,
+                      p.varlen ? "3 ([T, H, D], as cu_seqlens are given)" : "4 ([B, H, S, D])"));
+    }
+    TESSERA_RETURN_IF_ERROR(check_layout(name, *view));
+  }
+  if (in.q.dtype == DType::i32 || in.q.dtype == DType::boolean) {
+    return invalid(fmt::format("q: dtype {}, expected f32, f16, bf16 or f64", name_of(in.q.dtype)));
+  }
+  p.pass = pass;
+  p.device = in.q.device;
+  p.dtype = in.q.dtype;
+  const int heads = 1;  // [B, H, S, D] and [T, H, D] agree on it
+  const int tokens = p.varlen ? 0 : 2;
+  if (p.varlen) {
+    TESSERA_RETURN_IF_ERROR(check_layout("cu_seqlens_q", in.cu_seqlens_q));
+    if (in.cu_seqlens_q.size[0] < 1) {
+      return invalid(
+          fmt::format("cu_seqlens_q: shape {}, expected [B + 1]", shape_of(in.cu_seqlens_q)));
+    }
+  }
+  p.batch = p.varlen ? in.cu_seqlens_q.size[0] - 1 : in.q.size[0];
+  p.heads_q = in.q.size[heads];
+  p.heads_kv = in.k.size[heads];
+  p.seq_q = in.q.size[tokens];
+  p.seq_kv = in.k.size[tokens];
+  p.head_dim = in.q.size[rank - 1];
+  p.head_dim_v = in.v.size[rank - 1];
+  TESSERA_RETURN_IF_ERROR(check_sizes(p));
+
+  p.scale = a.scale.value_or(1.0 / std::sqrt(static_cast<double>(p.head_dim)));
+  p.causal = a.causal;
+  p.alignment = a.alignment;
+  p.window = a.window;
+  p.softcap = a.softcap;
+  p.dropout_p = a.dropout_p;
+  p.precision = a.precision;
+  p.deterministic = a.deterministic;
+  p.q_lens = in.q_lens.present();
+  p.kv_lens = in.kv_lens.present();
+  p.bias = in.bias.present();
+  p.mask = in.mask.present();
+  p.alibi = in.alibi_slopes.present();
+  p.sink = in.sink.present();
+  p.bias_gradient = pass == Pass::backward && options.bias_gradient;
+  p.sink_gradient = pass == Pass::backward && options.sink_gradient;
+  if (p.bias_gradient && !p.bias)
+    return invalid("bias_gradient: true, expected a bias to go with it");
+  if (p.sink_gradient && !p.sink)
+    return invalid("sink_gradient: true, expected a sink to go with it");
+  if (in.block_mask != nullptr) {
+    p.block_mask = true;
+    p.block_q = in.block_mask->block_q;
+    p.block_kv = in.block_mask->block_kv;
+    p.block_density = in.block_mask->density();
+  }
+  p.threads = threads;
+  TESSERA_RETURN_IF_ERROR(check_input_shapes(p, in));
+  return p;
+}
+
+namespace {
+
+bool is_empty(const TensorView& view) {
+  for (int d = 0; d < view.rank; ++d) {
+    if (view.size[d] == 0) return true;
+  }
+  return false;
+}
+
+struct Named {
+  const char* name;
+  const TensorView* view;
+};
+
+Status check_pointers(std::initializer_list<Named> tensors) {
+  for (const Named& t : tensors) {
+    if (t.view->present() && t.view->data == nullptr && !is_empty(*t.view)) {
+      return invalid(fmt::format("{}: null data, expected {} elements of {}", t.name,
+                                 shape_of(*t.view), name_of(t.view->dtype)));
+    }
+  }
+  return {};
+}
+
+std::int32_t at(const TensorView& view, std::int64_t i) {
+  return static_cast<const std::int32_t*>(view.data)[i * view.stride[0]];
+}
+
+/// cu_seqlens and used lengths, and that score-shaped tensors reach the longest sequence.
+Status check_lengths(const Problem& p, const Inputs& in) {
+  std::int64_t longest_q = 0;
+  std::int64_t longest_kv = 0;
+  if (p.varlen) {
+    const auto check = [&](const char* name, const TensorView& cu, std::int64_t tokens,
+                           std::int64_t& longest) -> Status {
+      if (at(cu, 0) != 0) return invalid(fmt::format("{}[0]: {}, expected 0", name, at(cu, 0)));
+      for (std::int64_t b = 0; b < p.batch; ++b) {
+        const std::int64_t begin = at(cu, b);
+        const std::int64_t end = at(cu, b + 1);
+        if (end < begin || end > tokens) {
+          return invalid(
+              fmt::format("{}[{}]: {}, expected {} to {}", name, b + 1, end, begin, tokens));
+        }
+        longest = std::max(longest, end - begin);
+      }
+      return {};
+    };
+    TESSERA_RETURN_IF_ERROR(check("cu_seqlens_q", in.cu_seqlens_q, p.seq_q, longest_q));
+    TESSERA_RETURN_IF_ERROR(check("cu_seqlens_k", in.cu_seqlens_k, p.seq_kv, longest_kv));
+    const auto reach = [&](const char* name, const TensorView& view) -> Status {
+      const bool q_ok = view.size[2] >= longest_q || view.size[2] == 1;
+      if (q_ok && view.size[3] >= longest_kv) return {};
+      return invalid(
+          fmt::format("{}: shape {}, expected at least [·,·,{}|1,{}] (the longest "
+                      "sequence)",
+                      name, shape_of(view), longest_q, longest_kv));
+    };
+    if (p.bias) TESSERA_RETURN_IF_ERROR(reach("bias", in.bias));
+    if (p.mask) TESSERA_RETURN_IF_ERROR(reach("mask", in.mask));
+    if (p.block_mask && (in.block_mask->seq_q < longest_q || in.block_mask->seq_kv < longest_kv)) {
+      return invalid(
+          fmt::format("block_mask: seq_q {} and seq_kv {}, expected at least {} and {} "
+                      "(the longest sequence)",
+                      in.block_mask->seq_q, in.block_mask->seq_kv, longest_q, longest_kv));
+    }
+  }
+  const auto used = [&](const char* name, const TensorView& lens, const TensorView& cu,
+                        std::int64_t rows) -> Status {
+    for (std::int64_t b = 0; b < p.batch; ++b) {
+      const std::int64_t limit = p.varlen ? at(cu, b + 1) - at(cu, b) : rows;
+      if (at(lens, b) < 0 || at(lens, b) > limit) {
+        return invalid(fmt::format("{}[{}]: {}, expected 0 to {}", name, b, at(lens, b), limit));
+      }
+    }
+    return {};
+  };
+  if (p.q_lens) TESSERA_RETURN_IF_ERROR(used("q_lens", in.q_lens, in.cu_seqlens_q, p.seq_q));
+  if (p.kv_lens) TESSERA_RETURN_IF_ERROR(used("kv_lens", in.kv_lens, in.cu_seqlens_k, p.seq_kv));
+  return {};
+}
+
+/// Outputs must keep their own elements apart and share none with each other or with what is read.
+Status check_overlap(std::initializer_list<Named> written, std::initializer_list<Named> read) {
+  for (const Named* w = written.begin(); w != written.end(); ++w) {
+    if (!w->view->present()) continue;
+    if (overlaps_itself(*w->view)) {
+      return invalid(
+          fmt::format("{}: strides that make its elements overlap, expected distinct "
+                      "addresses for an output",
+                      w->name));
+    }
+    for (const Named* other = w + 1; other != written.end(); ++other) {
+      if (views_overlap(*w->view, *other->view)) {
+        return invalid(
+            fmt::format("{}: overlaps {}, expected separate memory", w->name, other->name));
+      }
+    }
+    for (const Named& r : read) {
+      if (views_overlap(*w->view, *r.view)) {
+        return invalid(fmt::format("{}: overlaps {}, expected separate memory", w->name, r.name));
+      }
+    }
+  }
+  return {};
+}
+
+}  // namespace
+
+Status check_run(const Problem& p, const Arguments& arguments, bool host_readable) {
+  const Inputs& in = arguments.inputs;
+  const auto same_presence = [](const char* name, bool given, bool planned) -> Status {
+    if (given == planned) return {};
+    return invalid(fmt::format("{}: {}, expected it {} as planned", name,
+                               given ? "present" : "absent", planned ? "present" : "absent"));
+  };
+  TESSERA_RETURN_IF_ERROR(same_presence("bias", in.bias.present(), p.bias));
+  TESSERA_RETURN_IF_ERROR(same_presence("mask", in.mask.present(), p.mask));
+  TESSERA_RETURN_IF_ERROR(same_presence("alibi_slopes", in.alibi_slopes.present(), p.alibi));
+  TESSERA_RETURN_IF_ERROR(same_presence("sink", in.sink.present(), p.sink));
+  TESSERA_RETURN_IF_ERROR(same_presence("q_lens", in.q_lens.present(), p.q_lens));
+  TESSERA_RETURN_IF_ERROR(same_presence("kv_lens", in.kv_lens.present(), p.kv_lens));
+  TESSERA_RETURN_IF_ERROR(same_presence("cu_seqlens_q", in.cu_seqlens_q.present(), p.varlen));
+  TESSERA_RETURN_IF_ERROR(same_presence("cu_seqlens_k", in.cu_seqlens_k.present(), p.varlen));
+  TESSERA_RETURN_IF_ERROR(same_presence("block_mask", in.block_mask != nullptr, p.block_mask));
+  TESSERA_RETURN_IF_ERROR(check_input_shapes(p, in));
+  if (p.block_mask &&
+      (in.block_mask->block_q != p.block_q || in.block_mask->block_kv != p.block_kv)) {
+    return invalid(fmt::format("block_mask: blocks {}x{}, expected {}x{} as planned",
+                               in.block_mask->block_q, in.block_mask->block_kv, p.block_q,
+                               p.block_kv));
+  }
+  TESSERA_RETURN_IF_ERROR(check_pointers({{"q", &in.q},
+                                          {"k", &in.k},
+                                          {"v", &in.v},
+                                          {"bias", &in.bias},
+                                          {"mask", &in.mask},
+                                          {"alibi_slopes", &in.alibi_slopes},
+                                          {"sink", &in.sink},
+                                          {"q_lens", &in.q_lens},
+                                          {"kv_lens", &in.kv_lens},
+                                          {"cu_seqlens_q", &in.cu_seqlens_q},
+                                          {"cu_seqlens_k", &in.cu_seqlens_k}}));
+  if (host_readable) {
+    if (p.block_mask) TESSERA_RETURN_IF_ERROR(validate(*in.block_mask));
+    TESSERA_RETURN_IF_ERROR(check_lengths(p, in));
+  }
+
+  const TensorChecker checker(p);
+  const Outputs& out = arguments.outputs;
+  if (!out.o.present()) return invalid("o: absent, expected a tensor");
+  TESSERA_RETURN_IF_ERROR(checker.check_tokens("o", out.o, p.heads_q, p.seq_q, p.head_dim_v));
+  if (out.lse.present()) TESSERA_RETURN_IF_ERROR(checker.check_rows("lse", out.lse));
+  TESSERA_RETURN_IF_ERROR(check_pointers({{"o", &out.o}, {"lse", &out.lse}}));
+  const std::initializer_list<Named> inputs_read = {{"q", &in.q},
+                                                    {"k", &in.k},
+                                                    {"v", &in.v},
+                                                    {"bias", &in.bias},
+                                                    {"mask", &in.mask},
+                                                    {"alibi_slopes", &in.alibi_slopes},
+                                                    {"sink", &in.sink},
+                                                    {"q_lens", &in.q_lens},
+                                                    {"kv_lens", &in.kv_lens},
+                                                    {"cu_seqlens_q", &in.cu_seqlens_q},
+                                                    {"cu_seqlens_k", &in.cu_seqlens_k}};
+  if (p.pass == Pass::forward) {
+    return check_overlap({{"o", &out.o}, {"lse", &out.lse}}, inputs_read);
+  }
+
+  if (!out.lse.present()) return invalid("lse: absent, expected the forward pass's LSE");
+  const OutputGradients& d_out = arguments.d_outputs;
+  const InputGradients& d_in = arguments.d_inputs;
+  if (!d_out.d_o.present()) return invalid("d_o: absent, expected a tensor");
+  TESSERA_RETURN_IF_ERROR(checker.check_tokens("d_o", d_out.d_o, p.heads_q, p.seq_q, p.head_dim_v));
+  if (d_out.d_lse.present()) TESSERA_RETURN_IF_ERROR(checker.check_rows("d_lse", d_out.d_lse));
+  if (d_in.d_q.present()) {
+    TESSERA_RETURN_IF_ERROR(checker.check_tokens("d_q", d_in.d_q, p.heads_q, p.seq_q, p.head_dim));
+  }
+  if (d_in.d_k.present()) {
+    TESSERA_RETURN_IF_ERROR(
+        checker.check_tokens("d_k", d_in.d_k, p.heads_kv, p.seq_kv, p.head_dim));
+  }
+  if (d_in.d_v.present()) {
+    TESSERA_RETURN_IF_ERROR(
+        checker.check_tokens("d_v", d_in.d_v, p.heads_kv, p.seq_kv, p.head_dim_v));
+  }
+  TESSERA_RETURN_IF_ERROR(same_presence("d_bias", d_in.d_bias.present(), p.bias_gradient));
+  if (p.bias_gradient) {
+    const auto& size = in.bias.size;
+    TESSERA_RETURN_IF_ERROR(checker.check("d_bias", d_in.d_bias, {in.bias.dtype},
+                                          {{size[0]}, {size[1]}, {size[2]}, {size[3]}}));
+  }
+  TESSERA_RETURN_IF_ERROR(same_presence("d_sink", d_in.d_sink.present(), p.sink_gradient));
+  if (p.sink_gradient) {
+    TESSERA_RETURN_IF_ERROR(checker.check("d_sink", d_in.d_sink, {DType::f32}, {{p.heads_q}}));
+  }
+  const std::initializer_list<Named> written = {{"d_q", &d_in.d_q},
+                                                {"d_k", &d_in.d_k},
+                                                {"d_v", &d_in.d_v},
+                                                {"d_bias", &d_in.d_bias},
+                                                {"d_sink", &d_in.d_sink}};
+  TESSERA_RETURN_IF_ERROR(check_pointers({{"d_o", &d_out.d_o}, {"d_lse", &d_out.d_lse}}));
+  TESSERA_RETURN_IF_ERROR(check_pointers(written));
+  TESSERA_RETURN_IF_ERROR(check_overlap(written, inputs_read));
+  return check_overlap(
+      written, {{"o", &out.o}, {"lse", &out.lse}, {"d_o", &d_out.d_o}, {"d_lse", &d_out.d_lse}});
+}
+
+}  // namespace tessera

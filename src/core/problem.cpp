@@ -1,0 +1,42 @@
+#include "core/problem.hpp"
+
+#include <fmt/format.h>
+
+namespace tessera {
+
+const char* name_of(Pass pass) { return pass == Pass::forward ? "forward" : "backward"; }
+
+std::string to_string(const Problem& p) {
+  std::string s = fmt::format("{} {} {} B{} H{}", name_of(p.pass), name_of(p.device.type),
+                              name_of(p.dtype), p.batch, p.heads_q);
+  if (p.heads_kv != p.heads_q) s += fmt::format("/{}", p.heads_kv);
+  s += fmt::format(" {}{}x{} D{}", p.varlen ? "T" : "S", p.seq_q, p.seq_kv, p.head_dim);
+  if (p.head_dim_v != p.head_dim) s += fmt::format("/{}", p.head_dim_v);
+  s += fmt::format(" scale={:.6g}", p.scale);
+  const auto flag = [&s](bool on, const char* name) {
+    if (on) s += fmt::format(" {}", name);
+  };
+  flag(p.causal, "causal");
+  if (p.windowed()) s += fmt::format(" window={},{}", p.window.left, p.window.right);
+  flag(p.alignment == Alignment::top_left && (p.causal || p.windowed() || p.alibi), "top-left");
+  if (p.softcap > 0) s += fmt::format(" softcap={:g}", p.softcap);
+  if (p.dropout_p > 0) s += fmt::format(" dropout={:g}", p.dropout_p);
+  flag(p.varlen, "varlen");
+  flag(p.q_lens, "q_lens");
+  flag(p.kv_lens, "kv_lens");
+  flag(p.bias, p.bias_gradient ? "bias+gradient" : "bias");
+  flag(p.mask, "mask");
+  flag(p.alibi, "alibi");
+  flag(p.sink, p.sink_gradient ? "sink+gradient" : "sink");
+  if (p.block_mask) {
+    s += fmt::format(" block_mask={}x{}@{:.3g}", p.block_q, p.block_kv, p.block_density);
+  }
+  flag(p.precision == Precision::sage8, "sage8");
+  flag(p.precision == Precision::sage4, "sage4");
+  flag(p.precision == Precision::adaptive, "adaptive");
+  flag(p.deterministic, "deterministic");
+  if (p.device.type == DeviceType::cpu) s += fmt::format(" threads={}", p.threads);
+  return s;
+}
+
+}  // namespace tessera
