@@ -101,17 +101,16 @@ HostTensor::HostTensor(DType dtype, std::vector<std::int64_t> sizes)
   if (sizes_.empty() || sizes_.size() > kMaxRank) {
     fail("sizes {}: expected 1 to {} dimensions", sizes_to_string(sizes_), kMaxRank);
   }
-  bool empty = false;
-  for (std::int64_t size : sizes_) {
-    if (size < 0) fail("sizes {}: expected none below 0", sizes_to_string(sizes_));
-    empty = empty || size == 0;
-  }
+  // Sizes of 0 count as 1 here, so that no stride of an empty tensor overflows either.
+  std::int64_t product = 1;
   const std::int64_t limit = std::numeric_limits<std::int64_t>::max() / size_of(dtype_);
   for (std::int64_t size : sizes_) {
-    if (!empty && elements_ > limit / size) {
+    if (size < 0) fail("sizes {}: expected none below 0", sizes_to_string(sizes_));
+    if (product > limit / std::max<std::int64_t>(size, 1)) {
       fail("sizes {}: expected a product that fits 63 bits of bytes", sizes_to_string(sizes_));
     }
-    elements_ = empty ? 0 : elements_ * size;
+    product *= std::max<std::int64_t>(size, 1);
+    elements_ *= size;
   }
   const auto bytes =
       static_cast<std::size_t>(std::max<std::int64_t>(elements_, 1) * size_of(dtype_));
