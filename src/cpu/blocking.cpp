@@ -1,0 +1,64 @@
+#include "cpu/blocking.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "cpu/cpu_info.hpp"
+
+namespace tessera::cpu {
+namespace {
+
+constexpr std::int64_t kMaxPanelsForward = 8;
+constexpr std::int64_t kMaxPanelsBackward = 4;
+constexpr std::int64_t kMinBlockKv = 64;
+constexpr std::int64_t kMaxBlockKv = 256;
+constexpr std::int64_t kTasksPerThread = 3;
+
+std::int64_t round_down(std::int64_t n, std::int64_t step) { return n / step * step; }
+std::int64_t round_up(std::int64_t n, std::int64_t step) { return (n + step - 1) / step * step; }
+
+}  // namespace
+
+Blocking choose_blocking(const Problem& p, const Isa& isa) {
+  const bool forward = p.pass == Pass::forward;
+  const std::int64_t panel = static_cast<std::int64_t>(isa.lanes) * isa.tile_vectors;
+  Blocking b;
+  b.head_dim = p.head_dim;
+  b.head_dim_v = p.head_dim_v;
+
+  // Scores of one panel in about half of L1, beside a register tile's worth of K or V.
+  const std::int64_t l1_floats = cpu_info().l1_bytes / 4;
+  b.block_kv = std::clamp(round_down(l1_floats * 6 / 10 / panel, 64), kMinBlockKv, kMaxBlockKv);
+
+  // In L2: K and V of a block (and dK, dV), and per query row Q and O (Q, dO twice, dQ, P and dS).
+  const std::int64_t l2_floats = cpu_info().l2_bytes / 4 * 7 / 10;
+  const std::int64_t dims = p.head_dim + p.head_dim_v;
+  const std::int64_t per_key = forward ? dims : 2 * dims;
+  const std::int64_t per_row = forward ? dims : 2 * dims + p.head_dim + 2 * b.block_kv;
+  const std::int64_t fitting = (l2_floats - b.block_kv * per_key) / per_row;
+  const std::int64_t most = panel * (forward ? kMaxPanelsForward : kMaxPanelsBackward);
+  b.tile_q = std::clamp(round_down(fitting, panel), panel * 2, most);
+
+  // A block mask's rows of blocks are never straddled: a tile holds one, or an equal part of one.
+  std::int64_t rows = p.seq_q;
+  if (p.block_mask) rows = std::min(rows, p.block_q);
+  rows = std::max<std::int64_t>(rows, 1);
+  b.tile_q = std::min(b.tile_q, round_up(rows, isa.lanes));
+  const std::int64_t heads = std::max<std::int64_t>(p.batch * p.heads_q, 1);
+  const auto tasks = [&] { return heads * ((p.seq_q + b.tile_q - 1) / b.tile_q); };
+  while (b.tile_q > panel && tasks() < kTasksPerThread * p.threads) {
+    b.tile_q = std::max(round_up(b.tile_q / 2, panel), panel);
+  }
+  const std::int64_t parts = (rows + b.tile_q - 1) / b.tile_q;
+  if (p.block_mask) b.tile_q = round_up((rows + parts - 1) / parts, isa.lanes);
+  b.block_kv = std::min(b.block_kv, round_up(std::max<std::int64_t>(p.seq_kv, 1), isa.lanes));
+  return b;
+}
+
+std::string to_string(const Blocking& b, const Isa& isa) {
+  return fmt::format("tile_q={} block_kv={} register_tile={}x{}", b.tile_q, b.block_kv,
+                     isa.tile_rows, isa.tile_vectors * isa.lanes);
+}
+
+}  // namespace tessera::cpu

@@ -1,0 +1,23 @@
+// What this machine's processor is and has.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace tessera::cpu {
+
+struct CpuInfo {
+  std::string model;
+  std::string features;  ///< Space-separated, those Tessera knows of.
+  bool avx2 = false;     ///< With FMA and F16C.
+  bool avx512 = false;   ///< F, BW, DQ and VL.
+  int threads = 1;       ///< CPUs this process may use.
+  std::int64_t l1_bytes = 0;
+  std::int64_t l2_bytes = 0;
+  std::int64_t l3_bytes = 0;
+};
+
+/// Read once, then cached. Caches that the system does not report get usual sizes.
+const CpuInfo& cpu_info();
+
+}  // namespace tessera::cpu

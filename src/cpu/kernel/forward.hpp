@@ -1,0 +1,200 @@
+// Forward: one tile of query rows of one head against all keys it may see (FlashAttention-2's loop
+// order, Dao 2023, Algorithm 1).
+//
+//   for each block of keys                                   K, V stay in the L2 cache
+//     for each panel of ≤ 3 vectors of queries               S and P stay in the L1 cache
+//       S[key][query]  = K · Qᵀ                              register tiles of 8 keys × 3 vectors
+//       m, P = exp2(S − m), l                                lane by lane: no horizontal operation
+//       O[d][query]    = O · α + Vᵀ · P                      register tiles of 8 columns × 3
+//       vectors
+//   O / l, transposed back into the caller's rows
+//
+// Q is transposed into panels once per tile; K and V are read where they lie (f32) or converted a
+// block at a time into scratch. Rows without a visible key keep m = −inf and l = 0 and give 0.
+#pragma once
+
+#include "cpu/kernel/scores.hpp"
+#include "cpu/kernel/scratch.hpp"
+
+namespace tessera::cpu {
+
+struct ForwardScratch {
+  float* q_t;    ///< Per panel [head_dim][lanes].
+  float* o_t;    ///< Per panel [head_dim_v][lanes].
+  float* m;      ///< [tile_q] running maximum, base 2.
+  float* l;      ///< [tile_q] running sum.
+  float* alpha;  ///< [one panel] what the last step multiplies O and l by.
+  float* s;      ///< [block_kv][one panel] scores, then P.
+  float* bias;   ///< [block_kv][one panel]
+  float* k;      ///< [block_kv][head_dim] converted keys.
+  float* v;
+  std::uint8_t* allowed;  ///< [block_kv][one panel]
+  std::int64_t floats;
+
+  template <class S>
+  static ForwardScratch carve(const Blocking& b, float* base) {
+    constexpr std::int64_t kPanel = S::kTileVectors * S::kLanes;
+    Carver carver(base);
+    ForwardScratch x;
+    x.q_t = carver.floats(b.tile_q * b.head_dim);
+    x.o_t = carver.floats(b.tile_q * b.head_dim_v);
+    x.m = carver.floats(b.tile_q);
+    x.l = carver.floats(b.tile_q);
+    x.alpha = carver.floats(kPanel);
+    x.s = carver.floats(b.block_kv * kPanel);
+    x.bias = carver.floats(b.block_kv * kPanel);
+    x.k = carver.floats(b.block_kv * whole_vectors<S>(b.head_dim));
+    x.v = carver.floats(b.block_kv * whole_vectors<S>(b.head_dim_v));
+    x.allowed = carver.bytes(b.block_kv * kPanel);
+    x.floats = carver.used();
+    return x;
+  }
+};
+
+/// One online-softmax step over n keys: s becomes P, m and l are updated, alpha is what earlier
+/// results must be multiplied by.
+template <class S, int C>
+void softmax_step(float* s, std::int64_t n, float* m, float* l, float* alpha) {
+  using V = typename S::V;
+  constexpr std::int64_t kLanes = C * S::kLanes;
+  const V largest = S::set(kLargest);
+  V highest[C], base[C], sum[C];
+  TESSERA_UNROLL for (int c = 0; c < C; ++c) highest[c] = S::load(m + c * S::kLanes);
+  for (std::int64_t j = 0; j < n; ++j) {
+    TESSERA_UNROLL for (int c = 0; c < C; ++c) {
+      highest[c] = S::max(highest[c], S::load(s + j * kLanes + c * S::kLanes));
+    }
+  }
+  TESSERA_UNROLL for (int c = 0; c < C; ++c) {
+    // Scores that overflowed f32 saturate; a row that has seen nothing keeps −inf and subtracts 0.
+    const V m_new = S::min(largest, highest[c]);
+    const V minus_infinity = S::set(kMinusInfinity);
+    base[c] = S::select(S::equal(m_new, minus_infinity), S::zero(), m_new);
+    const V a = exp2<S>(S::sub(S::load(m + c * S::kLanes), base[c]));
+    S::store(alpha + c * S::kLanes, a);
+    S::store(m + c * S::kLanes, m_new);
+    sum[c] = S::mul(a, S::load(l + c * S::kLanes));
+  }
+  for (std::int64_t j = 0; j < n; ++j) {
+    TESSERA_UNROLL for (int c = 0; c < C; ++c) {
+      float* at = s + j * kLanes + c * S::kLanes;
+      const V p = exp2<S>(S::sub(S::min(largest, S::load(at)), base[c]));
+      S::store(at, p);
+      sum[c] = S::add(sum[c], p);
+    }
+  }
+  TESSERA_UNROLL for (int c = 0; c < C; ++c) S::store(l + c * S::kLanes, sum[c]);
+}
+
+/// o_t[d][lane] = α[lane] · o_t[d][lane] + Σ_j v[j][d] · p[j][lane].
+template <class S, int C>
+void accumulate_output(const float* v, std::int64_t v_stride, const float* p, std::int64_t n,
+                       std::int64_t head_dim_v, const float* alpha, float* o_t) {
+  constexpr std::int64_t kLanes = C * S::kLanes;
+  for_row_tiles<S>(head_dim_v, [&]<int R>(std::int64_t d) {
+    Accumulator<S, R, C> acc;
+    acc.load(o_t + d * kLanes, kLanes);
+    acc.scale(alpha);
+    acc.template multiply_add<BroadcastFrom::rows_contiguous>(v + d, v_stride, p, kLanes, n);
+    acc.store(o_t + d * kLanes, kLanes);
+  });
+}
+
+/// Divides by l, stores O and the LSE of one panel.
+template <class S>
+void finish_panel(const ForwardTile& tile, const Panel& panel, const float* o_t, const float* m,
+                  const float* l) {
+  float factor[S::kTileVectors * S::kLanes];
+  for (std::int64_t i = 0; i < panel.lanes; ++i) {
+    double sum = l[i];
+    double highest = m[i];
+    float scale = 1;
+    if (tile.has_sink) {
+      // The sink joins the denominator; a row may have nothing else.
+      if (sum == 0 || tile.sink > highest) {
+        scale = sum == 0 ? 0.0f : static_cast<float>(__builtin_exp2(highest - tile.sink));
+        sum = sum * scale + 1;
+        highest = tile.sink;
+      } else {
+        sum += __builtin_exp2(tile.sink - highest);
+      }
+    }
+    factor[i] = sum == 0 ? 0.0f : static_cast<float>(scale / sum);
+    if (tile.lse != nullptr && i < panel.rows) {
+      const double lse = sum == 0 ? static_cast<double>(kMinusInfinity)
+                                  : (highest + __builtin_log2(sum)) * 0.693147180559945309417;
+      tile.lse[(panel.lane0 + i) * tile.lse_stride] = static_cast<float>(lse);
+    }
+  }
+  OutputRows out = tile.o;
+  with_pointer(tile.o, [&](auto* data) { out.data = data + panel.lane0 * tile.o.stride; });
+  store_transposed<S>(o_t, panel.lanes, factor, panel.rows, tile.blocking.head_dim_v, out);
+}
+
+template <class S>
+void forward_tile(const ForwardTile& tile, float* base) {
+  const std::int64_t head_dim = tile.blocking.head_dim;
+  const std::int64_t head_dim_v = tile.blocking.head_dim_v;
+  const ForwardScratch scratch = ForwardScratch::carve<S>(tile.blocking, base);
+  const VectorGroups<S> groups((tile.rows + S::kLanes - 1) / S::kLanes);
+
+  for (std::int64_t g = 0; g < groups.count; ++g) {
+    const Panel panel = make_panel<S>(tile, groups, g);
+    Rows q = tile.q;
+    with_pointer(tile.q, [&](const auto* data) { q.data = data + panel.lane0 * q.stride; });
+    load_transposed<S>(q, panel.rows, 0, head_dim, tile.rules.q_scale,
+                       scratch.q_t + panel.lane0 * head_dim, panel.lanes, panel.vectors);
+    for (std::int64_t i = 0; i < panel.lanes * head_dim_v; i += S::kLanes) {
+      S::store(scratch.o_t + panel.lane0 * head_dim_v + i, S::zero());
+    }
+    for (std::int64_t i = 0; i < panel.lanes; i += S::kLanes) {
+      S::store(scratch.m + panel.lane0 + i, S::set(kMinusInfinity));
+      S::store(scratch.l + panel.lane0 + i, S::zero());
+    }
+  }
+
+  KeyWalk walk = tile.keys;
+  KeySegment segment;
+  while (next_segment(walk, segment)) {
+    for (std::int64_t begin = segment.begin; begin < segment.end; begin += tile.blocking.block_kv) {
+      const std::int64_t end = begin + tile.blocking.block_kv < segment.end
+                                   ? begin + tile.blocking.block_kv
+                                   : segment.end;
+      const KeyRows k = key_rows<S>(tile.k, begin, end, head_dim, scratch.k);
+      const KeyRows v = key_rows<S>(tile.v, begin, end, head_dim_v, scratch.v);
+      for (std::int64_t g = 0; g < groups.count; ++g) {
+        const Panel panel = make_panel<S>(tile, groups, g);
+        const std::int64_t j0 = begin > panel.begin ? begin : panel.begin;
+        const std::int64_t n = (end < panel.end ? end : panel.end) - j0;
+        if (n <= 0) continue;
+        with_vectors<S>(panel.vectors, [&]<int C>() {
+          float* s = scratch.s;
+          multiply_rows<S, C>(k.data + (j0 - begin) * k.stride, k.stride,
+                              scratch.q_t + panel.lane0 * head_dim, head_dim, n, s);
+          const ScoreContext context = {&tile.rules,
+                                        tile.key_begin + panel.lane0,
+                                        tile.key_end + panel.lane0,
+                                        panel,
+                                        j0,
+                                        n,
+                                        scratch.bias,
+                                        scratch.allowed,
+                                        nullptr};
+          finish_scores<S, C>(context, segment, s);
+          softmax_step<S, C>(s, n, scratch.m + panel.lane0, scratch.l + panel.lane0, scratch.alpha);
+          if (tile.rules.dropout) apply_dropout<S, C>(context, s);
+          accumulate_output<S, C>(v.data + (j0 - begin) * v.stride, v.stride, s, n, head_dim_v,
+                                  scratch.alpha, scratch.o_t + panel.lane0 * head_dim_v);
+        });
+      }
+    }
+  }
+
+  for (std::int64_t g = 0; g < groups.count; ++g) {
+    const Panel panel = make_panel<S>(tile, groups, g);
+    finish_panel<S>(tile, panel, scratch.o_t + panel.lane0 * head_dim_v, scratch.m + panel.lane0,
+                    scratch.l + panel.lane0);
+  }
+}
+
+}  // namespace tessera::cpu

@@ -1,0 +1,69 @@
+// Elementary functions on vectors.
+#pragma once
+
+#include "cpu/kernel/product.hpp"
+
+namespace tessera::cpu {
+
+inline constexpr float kLog2E = 1.44269504088896340736f;
+inline constexpr float kLn2 = 0.693147180559945309417f;
+/// exp2 arguments are clamped here: 2^−200 is 0 in f32, and −inf must not meet a subtraction.
+inline constexpr float kExp2Floor = -200.0f;
+inline constexpr float kMinusInfinity = -__builtin_inff();
+inline constexpr float kLargest = 3.402823466e38f;
+
+/// 2^x for x ≤ 0 or moderate x > 0 (below 128): x = n + r with |r| ≤ ½, a degree-6 minimax
+/// polynomial for 2^r with relative error 2^−29, and n added to the exponent. 0 for x ≤ −127
+/// (AVX-512 keeps denormals down to −149). NaN stays NaN.
+template <class S>
+TESSERA_INLINE typename S::V exp2(typename S::V x) {
+  using V = typename S::V;
+  const V clamped = S::max(S::set(kExp2Floor), x);
+  const V n = S::round(clamped);
+  const V r = S::sub(clamped, n);
+  V p = S::set(1.53458121587e-4f);
+  p = S::fma(p, r, S::set(1.33999312095e-3f));
+  p = S::fma(p, r, S::set(9.61848895652e-3f));
+  p = S::fma(p, r, S::set(5.550328777e-2f));
+  p = S::fma(p, r, S::set(0.240226468906f));
+  p = S::fma(p, r, S::set(0.693147205737f));
+  p = S::fma(p, r, S::set(1.0f));
+  return S::scale_by_power(p, n);
+}
+
+/// tanh x = (1 − e) / (1 + e) with e = 2^(−2 |x| log₂ e), sign restored; below 0.3 the odd Taylor
+/// polynomial, because 1 − e loses digits there (the first term left out is under 2·10⁻⁸ of x).
+template <class S>
+TESSERA_INLINE typename S::V tanh(typename S::V x) {
+  using V = typename S::V;
+  const V magnitude = S::abs(x);
+  const V e = exp2<S>(S::mul(magnitude, S::set(-2 * kLog2E)));
+  const V ratio = S::div(S::sub(S::set(1), e), S::add(S::set(1), e));
+  const V large = S::select(S::less(x, S::zero()), S::sub(S::zero(), ratio), ratio);
+  const V y = S::mul(x, x);
+  V p = S::set(-8.863235529e-3f);
+  p = S::fma(p, y, S::set(2.186948854e-2f));
+  p = S::fma(p, y, S::set(-5.396825397e-2f));
+  p = S::fma(p, y, S::set(1.333333333e-1f));
+  p = S::fma(p, y, S::set(-3.333333333e-1f));
+  const V small = S::fma(S::mul(p, y), x, x);
+  return S::select(S::less(magnitude, S::set(0.3f)), small, large);
+}
+
+/// Ten rounds of Philox4x32 on kLanes counters side by side; core/philox.hpp has the definition.
+template <class S>
+TESSERA_INLINE void philox(typename S::U (&c)[4], std::uint32_t key0, std::uint32_t key1) {
+  for (int round = 0; round < 10; ++round) {
+    typename S::U high0, low0, high1, low1;
+    S::multiply_words(S::set_word(0xD2511F53u), c[0], high0, low0);
+    S::multiply_words(S::set_word(0xCD9E8D57u), c[2], high1, low1);
+    c[0] = S::xor_word(S::xor_word(high1, c[1]), S::set_word(key0));
+    c[1] = low1;
+    c[2] = S::xor_word(S::xor_word(high0, c[3]), S::set_word(key1));
+    c[3] = low0;
+    key0 += 0x9E3779B9u;
+    key1 += 0xBB67AE85u;
+  }
+}
+
+}  // namespace tessera::cpu

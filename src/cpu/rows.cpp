@@ -1,0 +1,80 @@
+// The CPU's table: one row per instruction set, fastest first, and the reference at the end.
+#include "reference/rows.hpp"
+
+#include <array>
+#include <cstdlib>
+#include <new>
+
+#include "cpu/attention_kernel.hpp"
+#include "cpu/backend.hpp"
+#include "cpu/cpu_info.hpp"
+
+namespace tessera::cpu {
+namespace {
+
+constexpr std::string_view kSupports =
+    "f32 f16 bf16 (f32 arithmetic), forward and backward, every mask and feature, exact";
+
+std::string reject(const Problem& problem) {
+  if (problem.dtype == DType::f64) return "dtype f64 is the reference's alone";
+  if (problem.precision != Precision::exact) return "only precision exact is implemented";
+  return {};
+}
+
+template <const Isa& kIsa>
+std::unique_ptr<Kernel> make(const Problem& problem) {
+  return problem.pass == Pass::forward ? make_forward(problem, kIsa) : make_backward(problem, kIsa);
+}
+
+std::string always() { return {}; }
+
+#if defined(TESSERA_CPU_X86)
+std::string needs_avx2() { return cpu_info().avx2 ? "" : "this processor has no AVX2 with FMA"; }
+std::string needs_avx512() {
+  return cpu_info().avx512 ? "" : "this processor has no AVX-512 (F, BW, DQ, VL)";
+}
+#else
+std::string needs_avx2() { return "this build is not for x86"; }
+std::string needs_avx512() { return "this build is not for x86"; }
+#endif
+
+std::vector<std::string> describe() {
+  const CpuInfo& info = cpu_info();
+  return {"cpu: " + info.model + ", " + std::to_string(info.threads) + " threads, caches " +
+          std::to_string(info.l1_bytes >> 10) + " KiB L1d, " + std::to_string(info.l2_bytes >> 10) +
+          " KiB L2, " + std::to_string(info.l3_bytes >> 10) + " KiB L3, " +
+          (info.features.empty() ? "no vector extensions known" : info.features)};
+}
+
+std::string absent() { return {}; }
+
+void* allocate(std::size_t bytes, Device, void*) {
+  return ::operator new (bytes, std::align_val_t{64}, std::nothrow);
+}
+void release(void* memory, Device, void*) { ::operator delete (memory, std::align_val_t{64}); }
+
+Executor* executor(Executor* requested) {
+  return requested != nullptr ? requested : &default_executor();
+}
+
+}  // namespace
+
+const Backend& backend() {
+  static const std::array<Row, 4> kRows = {{
+#if defined(TESSERA_CPU_X86)
+      {"cpu_avx512", kSupports, needs_avx512, reject, make<kIsaAvx512>},
+      {"cpu_avx2", kSupports, needs_avx2, reject, make<kIsaAvx2>},
+#else
+      {"cpu_avx512", kSupports, needs_avx512, reject, nullptr},
+      {"cpu_avx2", kSupports, needs_avx2, reject, nullptr},
+#endif
+      {"cpu_portable", kSupports, always, reject, make<kIsaPortable>},
+      reference::kReferenceRow,
+  }};
+  static const Backend kBackend = {
+      DeviceType::cpu,        kRows,   absent, describe, allocate, release,
+      /*host_readable=*/true, executor};
+  return kBackend;
+}
+
+}  // namespace tessera::cpu
