@@ -1,0 +1,379 @@
+#include "support/naive.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "core/philox.hpp"
+
+namespace tessera::test {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+/// Dense row-major matrix.
+class Matrix {
+ public:
+  Matrix(std::int64_t rows, std::int64_t columns) : columns_(columns), data_(rows * columns) {}
+  float* operator[](std::int64_t i) { return data_.data() + i * columns_; }
+  const float* operator[](std::int64_t i) const { return data_.data() + i * columns_; }
+  std::int64_t columns() const { return columns_; }
+  /// Largest magnitude, NaN left out: poison is not data.
+  double largest() const {
+    float most = 0;
+    for (float x : data_) most = std::max(most, std::abs(x));
+    return most;
+  }
+
+ private:
+  std::int64_t columns_;
+  std::vector<float> data_;
+};
+
+float dot(const float* x, const float* y, std::int64_t n) {
+  float sums[8] = {};
+  std::int64_t d = 0;
+  for (; d + 8 <= n; d += 8) {
+    for (int u = 0; u < 8; ++u) sums[u] += x[d + u] * y[d + u];
+  }
+  float sum = 0;
+  for (; d < n; ++d) sum += x[d] * y[d];
+  for (float part : sums) sum += part;
+  return sum;
+}
+
+void add_scaled(float a, const float* x, std::int64_t n, float* y) {
+  for (std::int64_t d = 0; d < n; ++d) y[d] += a * x[d];
+}
+
+double norm(const float* x, std::int64_t n) { return std::sqrt(double(dot(x, x, n))); }
+
+/// Row-major index of the first element of a token's row.
+std::int64_t row_index(const Case& c, const Tensor& t, std::int64_t b, std::int64_t h,
+                       std::int64_t token) {
+  if (c.varlen()) return (token * t.size(1) + h) * t.size(2);
+  return ((b * t.size(1) + h) * t.size(2) + token) * t.size(3);
+}
+
+Matrix load(const Case& c, const Tensor& t, std::int64_t b, std::int64_t h, std::int64_t begin,
+            std::int64_t rows) {
+  Matrix m(rows, t.size(t.view().rank - 1));
+  for (std::int64_t i = 0; i < rows; ++i) {
+    const auto row = t.row(row_index(c, t, b, h, begin + i));
+    std::copy(row.begin(), row.end(), m[i]);
+  }
+  return m;
+}
+
+void store(const Case& c, Tensor& t, std::int64_t b, std::int64_t h, std::int64_t token,
+           const float* row, double factor = 1) {
+  const std::int64_t index = row_index(c, t, b, h, token);
+  const std::int64_t n = t.size(t.view().rank - 1);
+  for (std::int64_t d = 0; d < n; ++d) t.set(index + d, rounded(factor * row[d], c.dtype));
+}
+
+void raise(double& most, double value) { most = std::max(most, value); }
+
+/// Gradients of one key head, summed over its query heads.
+struct KeyHead {
+  Matrix d_k, d_v;
+  std::vector<double> d_s_magnitude, through_o, d_v_magnitude;  // per key
+
+  KeyHead(const Case& c, const Span& span)
+      : d_k(span.kv_len, c.head_dim),
+        d_v(span.kv_len, c.head_dim_v),
+        d_s_magnitude(span.kv_len),
+        through_o(span.kv_len),
+        d_v_magnitude(span.kv_len) {}
+};
+
+/// d_bias in f32 and the magnitudes of its sums, across heads.
+struct BiasSums {
+  Tensor d_bias, magnitude, through_o;
+};
+
+/// One query head of one sequence, everything dense.
+class NaiveHead {
+ public:
+  NaiveHead(const Case& c, const Workload& w, std::int64_t b, std::int64_t h)
+      : c_(c),
+        w_(w),
+        b_(b),
+        h_(h),
+        span_(span_of(c, b)),
+        q_(load(c, w.q, b, h, span_.q_begin, span_.q_len)),
+        k_(load(c, w.k, b, h / (c.heads_q / c.heads_kv), span_.kv_begin, span_.kv_len)),
+        v_(load(c, w.v, b, h / (c.heads_q / c.heads_kv), span_.kv_begin, span_.kv_len)),
+        sink_(c.sink ? w.sink.at({h}) : -kInfinity),
+        s_(span_.q_len, span_.kv_len),
+        cap_slope_(span_.q_len, span_.kv_len),
+        z_(span_.q_len, span_.kv_len),
+        p_(span_.q_len, span_.kv_len),
+        o_(span_.q_len, c.head_dim_v),
+        lse_(span_.q_len) {}
+
+  void forward(Naive& out);
+  void backward(Naive& out, KeyHead& key_head, BiasSums& bias_sums) const;
+
+ private:
+  bool visible(std::int64_t i, std::int64_t j) const;
+  float bias(std::int64_t i, std::int64_t j) const;
+  void fill_scores(Bounds& bounds);
+  float round(double x) const { return static_cast<float>(rounded(x, c_.dtype)); }
+
+  const Case& c_;
+  const Workload& w_;
+  std::int64_t b_, h_;
+  Span span_;
+  Matrix q_, k_, v_;
+  double sink_;
+  Matrix s_, cap_slope_, z_, p_, o_;
+  std::vector<double> lse_;
+};
+
+bool NaiveHead::visible(std::int64_t i, std::int64_t j) const {
+  const Attention& a = c_.attention;
+  const std::int64_t ahead = j - (i + span_.shift);  // how far the key is ahead of the query
+  if (a.causal && ahead > 0) return false;
+  if (a.window.left >= 0 && -ahead > a.window.left) return false;
+  if (a.window.right >= 0 && ahead > a.window.right) return false;
+  if (c_.mask && w_.mask.at({c_.mask->batch ? b_ : 0, c_.mask->heads ? h_ : 0,
+                             c_.mask->queries ? i : 0, j}) == 0) {
+    return false;
+  }
+  return !c_.blocks || block_pattern_allows(c_, b_, h_, i, j);
+}
+
+float NaiveHead::bias(std::int64_t i, std::int64_t j) const {
+  if (!c_.bias) return 0;
+  return static_cast<float>(
+      w_.bias.at({c_.bias->batch ? b_ : 0, c_.bias->heads ? h_ : 0, c_.bias->queries ? i : 0, j}));
+}
+
+/// s_ (−inf where masked), cap_slope_ and z_.
+void NaiveHead::fill_scores(Bounds& bounds) {
+  const double scale = c_.scale();
+  const double cap = c_.attention.softcap;
+  const double keep_scale = 1 / (1 - c_.attention.dropout_p);
+  const DropoutStream dropout(c_.attention.dropout_p, w_.inputs().seed, w_.inputs().offset);
+  double slope = 0;
+  if (c_.alibi_rank == 1) slope = w_.alibi_slopes.at({h_});
+  if (c_.alibi_rank == 2) slope = w_.alibi_slopes.at({b_, h_});
+  std::vector<double> k_norm(span_.kv_len);
+  for (std::int64_t j = 0; j < span_.kv_len; ++j) k_norm[j] = norm(k_[j], c_.head_dim);
+
+  double magnitude = c_.sink ? std::abs(sink_) : 0;
+  for (std::int64_t i = 0; i < span_.q_len; ++i) {
+    const double q_norm = norm(q_[i], c_.head_dim);
+    for (std::int64_t j = 0; j < span_.kv_len; ++j) {
+      s_[i][j] = -kInfinity;
+      if (!visible(i, j) || bias(i, j) == -kInfinity) continue;
+      const double distance = std::abs(static_cast<double>(i + span_.shift - j));
+      float s = round(scale * round(dot(q_[i], k_[j], c_.head_dim)));
+      cap_slope_[i][j] = 1;
+      if (cap > 0) {
+        const auto t = static_cast<float>(std::tanh(s / cap));
+        cap_slope_[i][j] = 1 - t * t;
+        s = round(cap * t);
+      }
+      if (c_.bias) s = round(s + bias(i, j));
+      if (c_.alibi_rank > 0) s = round(s - slope * distance);
+      s_[i][j] = s;
+      z_[i][j] = 1;
+      if (c_.attention.dropout_p > 0) {
+        z_[i][j] = static_cast<float>(dropout.kept(b_, h_, i, j) ? keep_scale : 0);
+      }
+      raise(magnitude,
+            std::abs(scale) * q_norm * k_norm[j] + cap + std::abs(bias(i, j)) + slope * distance);
+    }
+  }
+  raise(bounds.weight, 2 * (magnitude + 4));
+}
+
+void NaiveHead::forward(Naive& out) {
+  fill_scores(out.bounds);
+  for (std::int64_t i = 0; i < span_.q_len; ++i) {
+    auto m = static_cast<float>(sink_);
+    for (std::int64_t j = 0; j < span_.kv_len; ++j) m = std::max(m, s_[i][j]);
+    lse_[i] = m;
+    if (m != -kInfinity) {
+      auto l = static_cast<float>(std::exp(sink_ - m));
+      for (std::int64_t j = 0; j < span_.kv_len; ++j) l += std::exp(s_[i][j] - m);
+      for (std::int64_t j = 0; j < span_.kv_len; ++j) {
+        if (s_[i][j] == -kInfinity) continue;
+        p_[i][j] = round(std::exp(s_[i][j] - m) / l);
+        add_scaled(round(p_[i][j] * z_[i][j]), v_[j], c_.head_dim_v, o_[i]);
+      }
+      lse_[i] += std::log(l);
+    }
+    store(c_, out.results.o, b_, h_, span_.q_begin + i, o_[i]);
+  }
+  raise(out.bounds.o.magnitude, v_.largest() / (1 - c_.attention.dropout_p));
+  raise(out.bounds.o.terms, static_cast<double>(span_.kv_len));
+  out.bounds.lse.magnitude = 1;
+  raise(out.bounds.lse.terms, static_cast<double>(span_.kv_len));
+}
+
+void NaiveHead::backward(Naive& out, KeyHead& key_head, BiasSums& bias_sums) const {
+  const std::int64_t D = c_.head_dim;
+  const std::int64_t Dv = c_.head_dim_v;
+  const Matrix d_o = load(c_, w_.d_o, b_, h_, span_.q_begin, span_.q_len);
+  const double d_o_most = d_o.largest();
+  std::vector<double> v_norm(span_.kv_len);
+  for (std::int64_t j = 0; j < span_.kv_len; ++j) v_norm[j] = norm(v_[j], Dv);
+  const double to_d_q = std::abs(c_.scale()) * k_.largest();
+  double d_sink = 0;
+  double d_sink_magnitude = 0;
+  double d_sink_through_o = 0;
+  std::vector<float> d_p(span_.kv_len), d_q(D);
+  for (std::int64_t i = 0; i < span_.q_len; ++i) {
+    const std::int64_t token = span_.q_begin + i;
+    float d_lse = 0;
+    if (c_.d_lse) {
+      d_lse =
+          static_cast<float>(c_.varlen() ? w_.d_lse.at({h_, token}) : w_.d_lse.at({b_, h_, token}));
+    }
+    float delta = 0;
+    for (std::int64_t j = 0; j < span_.kv_len; ++j) {
+      if (s_[i][j] == -kInfinity) continue;
+      d_p[j] = round(round(dot(d_o[i], v_[j], Dv)) * z_[i][j]);
+      delta += p_[i][j] * d_p[j];
+    }
+    const double d_o_norm = norm(d_o[i], Dv);
+    const double through_o = d_o_norm * norm(o_[i], Dv);
+    double row_magnitude = 0;
+    double row_through_o = 0;
+    std::fill(d_q.begin(), d_q.end(), 0.0f);
+    for (std::int64_t j = 0; j < span_.kv_len; ++j) {
+      if (s_[i][j] == -kInfinity) continue;
+      const float p = p_[i][j];
+      const float d_s = round(p * (d_p[j] - delta + d_lse));
+      const float d_qk = round(d_s * cap_slope_[i][j]);
+      add_scaled(round(p * z_[i][j]), d_o[i], Dv, key_head.d_v[j]);
+      add_scaled(d_qk, q_[i], D, key_head.d_k[j]);
+      add_scaled(d_qk, k_[j], D, d_q.data());
+
+      const double magnitude = p * (d_o_norm * v_norm[j] * z_[i][j] + through_o + std::abs(d_lse));
+      row_magnitude += magnitude;
+      row_through_o += p * through_o;
+      key_head.d_s_magnitude[j] += magnitude;
+      key_head.through_o[j] += p * through_o;
+      key_head.d_v_magnitude[j] += p * z_[i][j];
+      if (c_.bias) {
+        const std::initializer_list<std::int64_t> at = {
+            c_.bias->batch ? b_ : 0, c_.bias->heads ? h_ : 0, c_.bias->queries ? i : 0, j};
+        bias_sums.d_bias.put(at, bias_sums.d_bias.at(at) + d_s);
+        bias_sums.magnitude.put(at, bias_sums.magnitude.at(at) + magnitude);
+        bias_sums.through_o.put(at, bias_sums.through_o.at(at) + p * through_o);
+      }
+    }
+    store(c_, out.results.d_q, b_, h_, token, d_q.data(), c_.scale());
+    raise(out.bounds.d_q.magnitude, to_d_q * row_magnitude);
+    raise(out.bounds.d_q.through_o, to_d_q * row_through_o);
+    if (c_.sink) {
+      const double p_sink = std::exp(sink_ - lse_[i]);
+      d_sink += p_sink * (d_lse - delta);
+      d_sink_magnitude += p_sink * (std::abs(d_lse) + through_o);
+      d_sink_through_o += p_sink * through_o;
+    }
+  }
+  raise(out.bounds.d_q.terms, static_cast<double>(span_.kv_len));
+  raise(out.bounds.d_v.magnitude, 0);
+  for (double p : key_head.d_v_magnitude) raise(out.bounds.d_v.magnitude, p * d_o_most);
+  const double to_d_k = std::abs(c_.scale()) * q_.largest();
+  for (double d_s : key_head.d_s_magnitude) raise(out.bounds.d_k.magnitude, d_s * to_d_k);
+  for (double d_s : key_head.through_o) raise(out.bounds.d_k.through_o, d_s * to_d_k);
+  if (c_.sink) {
+    out.results.d_sink.put({h_}, out.results.d_sink.at({h_}) + d_sink);
+    out.bounds.d_sink.magnitude += d_sink_magnitude;  // at least as much as any one head's
+    out.bounds.d_sink.through_o += d_sink_through_o;
+  }
+}
+
+/// Results in f32, all zero.
+Results zero_results(const Case& c) {
+  Case single = c;
+  single.dtype = DType::f32;
+  single.layout = LayoutKind::contiguous;
+  Results r = make_results(single);
+  for (Tensor* t : {&r.o, &r.d_q, &r.d_k, &r.d_v, &r.d_bias, &r.d_sink}) {
+    if (t->present()) t->fill(0);
+  }
+  return r;
+}
+
+double largest_of(const Tensor& t) {
+  double most = 0;
+  for (std::int64_t x = 0; x < t.count(); ++x) raise(most, t.get(x));
+  return most;
+}
+
+}  // namespace
+
+double unit_roundoff(DType dtype) {
+  switch (dtype) {
+    case DType::f64:
+      return 0x1p-53;
+    case DType::f16:
+      return 0x1p-11;
+    case DType::bf16:
+      return 0x1p-8;
+    default:
+      return 0x1p-24;
+  }
+}
+
+double rounding_allowance(const Bounds& bounds, const Bound& bound, DType dtype, DType stored,
+                          double largest) {
+  const double half_denormal = stored == DType::f16 ? 0x1p-25 : 0x1p-150;
+  return unit_roundoff(DType::f32) * (bounds.weight + std::sqrt(bound.terms)) * bound.magnitude +
+         unit_roundoff(dtype) * bound.through_o + unit_roundoff(stored) * largest + half_denormal;
+}
+
+double naive_allowance(const Bounds& bounds, const Bound& bound, DType dtype, double largest) {
+  // A score is rounded once after each of QKᵀ, scale, softcap and bias; P, dP and dS once each.
+  const double weight = 4 * bounds.weight + 4;
+  const double half_denormal = dtype == DType::f16 ? 0x1p-25 : 0x1p-150;
+  return unit_roundoff(dtype) * ((weight + std::sqrt(bound.terms)) * bound.magnitude + largest) +
+         half_denormal * (bound.terms + 1);
+}
+
+Naive naive_attention(const Case& c, const Workload& w) {
+  Naive out;
+  out.results = zero_results(c);
+  BiasSums bias_sums;
+  if (c.bias_gradient()) {
+    bias_sums.d_bias = out.results.d_bias;
+    bias_sums.magnitude = out.results.d_bias.converted(DType::f64);
+    bias_sums.through_o = out.results.d_bias.converted(DType::f64);
+  }
+  const std::int64_t group = c.heads_q / c.heads_kv;
+  for (std::int64_t b = 0; b < c.batch; ++b) {
+    const Span span = span_of(c, b);
+    for (std::int64_t h_kv = 0; h_kv < c.heads_kv; ++h_kv) {
+      KeyHead key_head(c, span);
+      for (std::int64_t h = h_kv * group; h < (h_kv + 1) * group; ++h) {
+        NaiveHead head(c, w, b, h);
+        head.forward(out);
+        if (c.backward) head.backward(out, key_head, bias_sums);
+      }
+      if (!c.backward) continue;
+      for (std::int64_t j = 0; j < span.kv_len; ++j) {
+        store(c, out.results.d_k, b, h_kv, span.kv_begin + j, key_head.d_k[j], c.scale());
+        store(c, out.results.d_v, b, h_kv, span.kv_begin + j, key_head.d_v[j]);
+      }
+    }
+    const auto queries = static_cast<double>(group * span.q_len);
+    raise(out.bounds.d_k.terms, queries);
+    raise(out.bounds.d_v.terms, queries);
+    out.bounds.d_sink.terms += static_cast<double>(span.q_len);
+    out.bounds.d_bias.terms += static_cast<double>(c.heads_q * span.q_len);
+  }
+  if (c.bias_gradient()) {
+    out.bounds.d_bias.magnitude = largest_of(bias_sums.magnitude);
+    out.bounds.d_bias.through_o = largest_of(bias_sums.through_o);
+  }
+  return out;
+}
+
+}  // namespace tessera::test
