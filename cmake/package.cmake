@@ -25,6 +25,8 @@ set(TESSERA_NEEDS_CUDA OFF)
 get_target_property(libraries tessera LINK_LIBRARIES)
 if(NOT BUILD_SHARED_LIBS AND libraries MATCHES CUDA::)
   set(TESSERA_NEEDS_CUDA ON)
+  find_package(CUDAToolkit REQUIRED)
+  set(pc_cuda "-L${CUDAToolkit_LIBRARY_DIR} -lcudart_static -ldl -lrt")
 endif()
 configure_package_config_file(${CMAKE_CURRENT_LIST_DIR}/TesseraConfig.cmake.in
   ${generated_dir}/TesseraConfig.cmake INSTALL_DESTINATION ${package_dir})

@@ -1,0 +1,73 @@
+#!/usr/bin/env bash
+# Everything that must hold before a change lands, stage by stage; stops at the first failure.
+#   format   every source as clang-format leaves it
+#   test     release build, warnings as errors, all tests, C and consumer programs
+#   asan     AddressSanitizer + UBSan, all tests with the conformance sweep reduced
+#   tsan     ThreadSanitizer, the threading tests
+#   fuzz     the file readers under libFuzzer for a short while
+# With arguments, only those stages.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+jobs=$(nproc)
+fuzz_seconds=15
+logs=build/logs
+mkdir -p "$logs"
+launcher=()
+if command -v ccache >/dev/null; then
+  launcher=(-DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
+fi
+# Sanitizers need their shadow memory's addresses free, which strong address randomisation denies.
+steady=()
+if setarch -R true 2>/dev/null; then steady=(setarch -R); fi
+
+# build PRESET [TARGET…]
+build() {
+  local preset=$1
+  shift
+  cmake --preset "$preset" "${launcher[@]}" -DTESSERA_WERROR=ON >"$logs/$preset.configure" ||
+    { cat "$logs/$preset.configure"; return 1; }
+  cmake --build "build/$preset" -j "$jobs" ${1:+--target "$@"}
+}
+
+stage_format() { scripts/format.sh --check; }
+
+stage_test() { build test && ctest --preset test -j "$jobs"; }
+
+stage_asan() {
+  build asan &&
+    ASAN_OPTIONS=detect_stack_use_after_return=1 UBSAN_OPTIONS=print_stacktrace=1 \
+      "${steady[@]}" ctest --preset asan -j "$jobs"
+}
+
+stage_tsan() { build tsan threading_tests && "${steady[@]}" ctest --preset tsan -j "$jobs"; }
+
+stage_fuzz() {
+  build fuzz fuzz_npy fuzz_safetensors || return 1
+  local target binary
+  for target in fuzz_npy fuzz_safetensors; do
+    binary=$(find build/fuzz -type f -name "$target" -perm -u+x)
+    mkdir -p "build/fuzz/corpus/$target"
+    "$binary" -max_total_time="$fuzz_seconds" -rss_limit_mb=2048 -print_final_stats=1 \
+      -artifact_prefix="build/fuzz/$target-" "build/fuzz/corpus/$target" \
+      >"$logs/$target" 2>&1 || { tail -n 40 "$logs/$target"; return 1; }
+    echo "$target: $(sed -n 's/^stat::number_of_executed_units: *//p' "$logs/$target") inputs, no failure"
+  done
+}
+
+stages=("$@")
+[ "$#" -gt 0 ] || stages=(format test asan tsan fuzz)
+recap=()
+for stage in "${stages[@]}"; do
+  echo "== $stage"
+  started=$SECONDS
+  "stage_$stage" 2>&1 | tee "$logs/$stage"
+  status=${PIPESTATUS[0]}
+  closing=$(grep -E 'tests passed, .* out of' "$logs/$stage" | tail -n 1)
+  recap+=("$(printf '%-8s %4ds  %s' "$stage" $((SECONDS - started)) "$closing")")
+  if [ "$status" -ne 0 ]; then
+    printf '%s\n' "" "${recap[@]}" "make test: FAILED in $stage (log: $logs/$stage)"
+    exit 1
+  fi
+done
+printf '%s\n' "" "${recap[@]}" "make test: all ${#stages[@]} stages passed in ${SECONDS}s"
