@@ -48,12 +48,13 @@ void problem_init(struct problem* p) {
 
 struct naive {
   double o[kO], lse[kLse], d_q[kQ], d_k[kK], d_v[kV];
+  double probability[kScores]; /* of one head */
 };
 
 /* One (batch, query head): softmax rows first, then what the backward pass makes of them. */
 static void naive_head(const struct problem* p, visible_fn visible, int b, int h,
                        struct naive* answer) {
-  static double probability[kScores];
+  double* probability = answer->probability;
   const double scale = p->attention.has_scale ? p->attention.scale : 1.0 / sqrt((double)kHeadDim);
   const int head_q = b * kHeadsQ + h;
   const int head_kv = b * kHeadsKv + h / (kHeadsQ / kHeadsKv);
