@@ -9,10 +9,10 @@
 namespace tessera::cpu {
 namespace {
 
-constexpr std::int64_t kMaxPanelsForward = 8;
-constexpr std::int64_t kMaxPanelsBackward = 4;
+constexpr std::int64_t kMaxTileRows = 288;
 constexpr std::int64_t kMinBlockKv = 64;
 constexpr std::int64_t kMaxBlockKv = 256;
+constexpr std::int64_t kLargeL2Bytes = 1 << 20;
 constexpr std::int64_t kTasksPerThread = 3;
 
 std::int64_t round_down(std::int64_t n, std::int64_t step) { return n / step * step; }
@@ -27,18 +27,21 @@ Blocking choose_blocking(const Problem& p, const Isa& isa) {
   b.head_dim = p.head_dim;
   b.head_dim_v = p.head_dim_v;
 
-  // Scores of one panel in about half of L1, beside a register tile's worth of K or V.
+  // Forward: scores of one panel in about half of L1, beside a register tile's worth of K or V.
+  // Backward keeps P and dS of all panels, in L2 like everything else of the block.
   const std::int64_t l1_floats = cpu_info().l1_bytes / 4;
-  b.block_kv = std::clamp(round_down(l1_floats * 6 / 10 / panel, 64), kMinBlockKv, kMaxBlockKv);
+  const std::int64_t l2_bytes = cpu_info().l2_bytes;
+  b.block_kv =
+      forward ? std::clamp(round_down(l1_floats * 6 / 10 / panel, 64), kMinBlockKv, kMaxBlockKv)
+              : (l2_bytes >= kLargeL2Bytes ? 2 * kMinBlockKv : kMinBlockKv);
 
   // In L2: K and V of a block (and dK, dV), and per query row Q and O (Q, dO twice, dQ, P and dS).
-  const std::int64_t l2_floats = cpu_info().l2_bytes / 4 * 7 / 10;
+  const std::int64_t l2_floats = forward ? l2_bytes / 4 * 7 / 10 : l2_bytes / 4;
   const std::int64_t dims = p.head_dim + p.head_dim_v;
   const std::int64_t per_key = forward ? dims : 2 * dims;
   const std::int64_t per_row = forward ? dims : 2 * dims + p.head_dim + 2 * b.block_kv;
   const std::int64_t fitting = (l2_floats - b.block_kv * per_key) / per_row;
-  const std::int64_t most = panel * (forward ? kMaxPanelsForward : kMaxPanelsBackward);
-  b.tile_q = std::clamp(round_down(fitting, panel), panel * 2, most);
+  b.tile_q = std::clamp(round_down(fitting, panel), panel * 2, kMaxTileRows);
 
   // A block mask's rows of blocks are never straddled: a tile holds one, or an equal part of one.
   std::int64_t rows = p.seq_q;
