@@ -166,6 +166,8 @@ HostTensor HostTensor::converted(DType dtype) const {
   return result;
 }
 
+void HostTensor::reshape(std::vector<std::int64_t> sizes) { sizes_ = std::move(sizes); }
+
 void HostTensor::fill_normal(std::uint64_t seed, std::uint64_t stream, double mean,
                              double deviation) {
   // Box–Muller: one block of the counter gives elements 2n and 2n + 1.

@@ -52,6 +52,9 @@ class HostTensor {
   /// A copy with another dtype; floating-point values are rounded once, to nearest even.
   HostTensor converted(DType dtype) const;
 
+  /// Gives the same elements other sizes, of the same product.
+  void reshape(std::vector<std::int64_t> sizes);
+
   /// Fills a floating-point tensor with mean + deviation · N(0, 1). Element i depends on `seed`,
   /// `stream` and i alone, whatever the sizes.
   void fill_normal(std::uint64_t seed, std::uint64_t stream, double mean = 0, double deviation = 1);

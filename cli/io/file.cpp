@@ -84,20 +84,22 @@ MappedFile::MappedFile(MappedFile&& other) noexcept
     : memory_(std::exchange(other.memory_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
 
 OutputFile::OutputFile(std::string argument, std::string path)
-    : argument_(std::move(argument)), path_(std::move(path)), target_(path_) {
+    : argument_(std::move(argument)), path_(std::move(path)) {
   std::error_code error;
-  if (std::filesystem::is_symlink(path_, error)) {
-    target_ = std::filesystem::canonical(path_, error).string();
-    if (error) fail("{} {}: cannot follow the link: {}", argument_, path_, error.message());
-  }
+  target_ =
+      std::filesystem::weakly_canonical(std::filesystem::absolute(path_, error), error).string();
+  if (error) fail("{} {}: cannot write: {}", argument_, path_, error.message());
   struct stat status {};
   if (::stat(target_.c_str(), &status) == 0) {
     if (!S_ISREG(status.st_mode)) fail("{} {}: expected a regular file", argument_, path_);
     if (::access(target_.c_str(), W_OK) != 0) {
       fail("{} {}: cannot write: {}", argument_, path_, reason(errno));
     }
-  } else if (errno != ENOENT || path_.empty() || path_.back() == '/') {
+  } else if (errno != ENOENT) {
     fail("{} {}: cannot write: {}", argument_, path_, reason(errno));
+  } else if (!std::filesystem::path(path_).has_filename() ||
+             std::filesystem::is_symlink(path_, error)) {
+    fail("{} {}: expected a file's name", argument_, path_);
   }
   std::string probe;
   const Descriptor file(make_temporary(target_, probe));

@@ -43,6 +43,8 @@ class OutputFile {
   OutputFile& operator=(OutputFile&&) = delete;
 
   const std::string& path() const { return path_; }
+  /// The absolute path that `commit` gives the file, links followed: equal for equal files.
+  const std::string& target() const { return target_; }
 
   void write(std::span<const std::span<const std::byte>> pieces);
   void commit();
@@ -50,7 +52,7 @@ class OutputFile {
  private:
   std::string argument_;
   std::string path_;
-  std::string target_;     // path_ with symbolic links followed
+  std::string target_;     // path_, absolute and with symbolic links followed
   std::string temporary_;  // exists while not empty
 };
 

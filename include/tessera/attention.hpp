@@ -9,7 +9,7 @@
 // 1 ≤ D, Dv ≤ 512; D and Dv may differ. Zero-size B, Sq and Skv are legal.
 //
 // Order of operations on one score, query i of head h against key j, a as Alignment says:
-//   s = scale · (q · k)  →  softcap · tanh(s / softcap)  →  + bias − slope[h] · |i + a − j|  →  mask
+//   s = scale · (q · k)  →  softcap · tanh(s / softcap)  →  + bias − slope[h] · |i + a − j|  → mask
 //   →  softmax over j (the sink joins the denominator)  →  dropout  →  · V
 // A row with nothing to attend to gives O = 0, LSE = −inf and zero gradients.
 #pragma once
@@ -62,7 +62,8 @@ struct Inputs {
   TensorView cu_seqlens_k;  ///< neither. From 0, not decreasing, at most Tq / Tk.
   const BlockMaskView* block_mask = nullptr;
   /// Dropout's random stream (Philox4x32-10): whether (b, h, i, j) is kept depends on seed, offset,
-  /// b, h, i and j alone, on every backend, tiling and thread count. Backward replays the forward's.
+  /// b, h, i and j alone, on every backend, tiling and thread count. Backward replays the
+  /// forward's.
   std::uint64_t seed = 0;
   std::uint64_t offset = 0;
 };
@@ -99,13 +100,13 @@ struct Run {
 
 /// Choices about the plan itself.
 struct PlanOptions {
-  bool forward = true;          ///< Plan a forward pass.
-  bool backward = false;        ///< Plan a backward pass.
-  bool bias_gradient = false;   ///< The backward pass will write d_bias.
-  bool sink_gradient = false;   ///< The backward pass will write d_sink.
-  std::string implementation;   ///< Force this row of the table; also TESSERA_FORCE=<row>.
-  int threads = 0;              ///< CPU tasks run side by side; 0 = the executor's concurrency.
-  Executor* executor = nullptr; ///< Asked for its concurrency only; null = default_executor().
+  bool forward = true;           ///< Plan a forward pass.
+  bool backward = false;         ///< Plan a backward pass.
+  bool bias_gradient = false;    ///< The backward pass will write d_bias.
+  bool sink_gradient = false;    ///< The backward pass will write d_sink.
+  std::string implementation;    ///< Force this row of the table; also TESSERA_FORCE=<row>.
+  int threads = 0;               ///< CPU tasks run side by side; 0 = the executor's concurrency.
+  Executor* executor = nullptr;  ///< Asked for its concurrency only; null = default_executor().
 };
 
 /// A chosen implementation for one problem. Made once, run many times: running allocates nothing,

@@ -38,13 +38,13 @@ struct BlockMaskView {
   std::int64_t block_kv = 0;
   std::int64_t q_blocks = 0;  ///< ceil(seq_q / block_q).
   std::int64_t kv_blocks = 0;
-  const std::int64_t* row_offsets = nullptr;  ///< [batch · heads · q_blocks + 1]
-  const std::int32_t* columns = nullptr;      ///< [entries]
-  const std::int32_t* bits_index = nullptr;   ///< [entries]
+  const std::int64_t* row_offsets = nullptr;         ///< [batch · heads · q_blocks + 1]
+  const std::int32_t* columns = nullptr;             ///< [entries]
+  const std::int32_t* bits_index = nullptr;          ///< [entries]
   const std::int64_t* transposed_offsets = nullptr;  ///< [batch · heads · kv_blocks + 1]
   const std::int32_t* transposed_rows = nullptr;     ///< [entries]
   const std::int64_t* transposed_entries = nullptr;  ///< [entries]
-  const std::uint32_t* bits = nullptr;               ///< [partial blocks · block_q · words_per_row]
+  const std::uint32_t* bits = nullptr;  ///< [partial blocks · block_q · words_per_row]
   std::int64_t entries = 0;
   std::int64_t partial_blocks = 0;
   Device device;
@@ -91,8 +91,8 @@ class TESSERA_API BlockMask {
       const std::function<bool(std::int64_t, std::int64_t, std::int64_t, std::int64_t)>& attend);
 
   /// From the CSR arrays themselves (see BlockMaskView); validates everything in it.
-  static Result<BlockMask> from_csr(const BlockShape& shape, std::int64_t batch,
-                                    std::int64_t heads, std::span<const std::int64_t> row_offsets,
+  static Result<BlockMask> from_csr(const BlockShape& shape, std::int64_t batch, std::int64_t heads,
+                                    std::span<const std::int64_t> row_offsets,
                                     std::span<const std::int32_t> columns,
                                     std::span<const std::int32_t> bits_index = {},
                                     std::span<const std::uint32_t> bits = {});

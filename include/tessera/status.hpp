@@ -1,4 +1,5 @@
-// Statuses and results: how every fallible call of Tessera reports. No exception leaves the library.
+// Statuses and results: how every fallible call of Tessera reports. No exception leaves the
+// library.
 #pragma once
 
 #include <optional>

@@ -14,17 +14,24 @@ namespace {
 
 std::int64_t round_up(std::int64_t n, std::int64_t step) { return (n + step - 1) / step * step; }
 
-/// How many parts to cut each head's query tiles into: as few as keep the threads evenly busy.
+/// How many parts to cut each head's query tiles into: as few as keep the threads evenly busy, and
+/// no more than four tasks a thread, each of which may need an accumulator.
 std::int64_t choose_splits(const Problem& p, std::int64_t tiles_per_head) {
   const std::int64_t heads = std::max<std::int64_t>(p.batch * p.heads_kv, 1);
-  const std::int64_t most =
-      std::min<std::int64_t>(tiles_per_head * p.group(), (4 * p.threads + heads - 1) / heads);
-  for (std::int64_t splits = 1; splits < most; ++splits) {
+  const std::int64_t most = std::max<std::int64_t>(
+      std::min<std::int64_t>(tiles_per_head * p.group(), (4 * p.threads + heads - 1) / heads), 1);
+  std::int64_t best = 1;
+  double best_busy = 0;
+  for (std::int64_t splits = 1; splits <= most && best_busy < 0.95; ++splits) {
     const std::int64_t tasks = heads * splits;
     const std::int64_t rounds = (tasks + p.threads - 1) / p.threads;
-    if (100 * tasks >= 85 * rounds * p.threads) return splits;
+    const double busy = static_cast<double>(tasks) / static_cast<double>(rounds * p.threads);
+    if (busy > best_busy) {
+      best = splits;
+      best_busy = busy;
+    }
   }
-  return std::max<std::int64_t>(most, 1);
+  return best;
 }
 
 /// Where one of dK, dV accumulates.

@@ -1,7 +1,7 @@
 // Builders that start from data: blocks, elements, a predicate, or the CSR arrays.
-#include <fmt/ranges.h>
-
 #include <algorithm>
+#include <array>
+#include <bit>
 
 #include "sparse/assembler.hpp"
 
@@ -9,15 +9,18 @@ namespace tessera {
 namespace sparse {
 namespace {
 
+/// Whether a span has batch * heads * rows * columns elements; `formula` says so in words.
 Status check_size(std::string_view name, std::size_t size, std::string_view formula,
-                  std::initializer_list<std::int64_t> factors) {
-  const std::optional<std::int64_t> expected = product(factors);
+                  const std::array<std::int64_t, 4>& factors) {
+  const auto [batch, heads, rows, columns] = factors;
+  const std::optional<std::int64_t> expected = product({batch, heads, rows, columns});
   if (!expected) {
-    return invalid("{}: {}, expected a product below 2^63", formula, fmt::join(factors, " * "));
+    return invalid("{}: {} * {} * {} * {}, expected a product below 2^63", formula, batch, heads,
+                   rows, columns);
   }
   if (size == static_cast<std::uint64_t>(*expected)) return {};
-  return invalid("{}: {} elements, expected {} = {} = {}", name, size, formula,
-                 fmt::join(factors, " * "), *expected);
+  return invalid("{}: {} elements, expected {} = {} * {} * {} * {} = {}", name, size, formula,
+                 batch, heads, rows, columns, *expected);
 }
 
 /// Reads every element of every block once and keeps only blocks with something in them.
@@ -39,11 +42,14 @@ BlockMask classify(const BlockShape& shape, std::int64_t batch, std::int64_t hea
       for (std::int64_t i = queries.begin; i < queries.end; ++i) {
         const auto attend = attend_row(plane / heads, plane % heads, i);
         std::uint32_t* bits = tile.data() + (i - queries.begin) * words;
-        for (std::int64_t j = block_keys.begin; j < block_keys.end; ++j) {
-          const std::int64_t column = j - block_keys.begin;
-          const std::uint32_t bit = attend(j) ? 1 : 0;
-          bits[column / 32] |= bit << column % 32;
-          attended += bit;
+        for (std::int64_t j = block_keys.begin; j < block_keys.end; j += 32) {
+          const std::int64_t count = std::min<std::int64_t>(32, block_keys.end - j);
+          std::uint32_t word = 0;
+          for (std::int64_t k = 0; k < count; ++k) {
+            word |= static_cast<std::uint32_t>(attend(j + k)) << k;
+          }
+          bits[(j - block_keys.begin) / 32] = word;
+          attended += std::popcount(word);
         }
       }
       if (attended == queries.size() * block_keys.size()) {

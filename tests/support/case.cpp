@@ -186,7 +186,7 @@ void poison_unused(const Case& c, Workload& w) {
     }
   }
   if (!lengths && !c.blocks) return;
-  std::vector<signed char> known(c.batch * c.heads_kv * c.seq_kv, -1);
+  std::vector<signed char> known((c.varlen() ? 1 : c.batch) * c.heads_kv * c.seq_kv, -1);
   const auto key = [&](std::int64_t b, std::int64_t h, std::int64_t token) {
     signed char& cached = known[(b * c.heads_kv + h) * c.seq_kv + token];
     if (cached < 0) cached = key_used(c, b, h, token) ? 1 : 0;
@@ -329,7 +329,9 @@ Workload make_workload(const Case& c) {
   Random random(hash_of(c.describe()));
   Workload w;
   make_tokens(c, w);
-  const double spread = c.logits / (std::abs(c.scale()) * std::sqrt(double(c.head_dim)));
+  // q·k has a standard deviation of √D.
+  const double unit = std::abs(c.scale()) * std::sqrt(static_cast<double>(c.head_dim));
+  const double spread = unit == 0 ? 1 : c.logits / unit;
   w.q.fill_normal(random, spread);
   w.k.fill_normal(random);
   w.v.fill_normal(random);

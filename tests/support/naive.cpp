@@ -9,6 +9,8 @@
 namespace tessera::test {
 namespace {
 
+/// Standard deviations that the worst of many roundings may be off by.
+constexpr double kDeviations = 4;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 /// Dense row-major matrix.
@@ -46,6 +48,19 @@ void add_scaled(float a, const float* x, std::int64_t n, float* y) {
   for (std::int64_t d = 0; d < n; ++d) y[d] += a * x[d];
 }
 
+double largest(const float* x, std::int64_t n) {
+  float most = 0;
+  for (std::int64_t d = 0; d < n; ++d) most = std::max(most, std::abs(x[d]));
+  return most;
+}
+
+/// Root of Σ (x · y)², the spread of a dot product's terms.
+double product_norm(const float* x, const float* y, std::int64_t n) {
+  double sum = 0;
+  for (std::int64_t d = 0; d < n; ++d) sum += double(x[d]) * y[d] * x[d] * y[d];
+  return std::sqrt(sum);
+}
+
 double norm(const float* x, std::int64_t n) { return std::sqrt(double(dot(x, x, n))); }
 
 /// Row-major index of the first element of a token's row.
@@ -74,22 +89,39 @@ void store(const Case& c, Tensor& t, std::int64_t b, std::int64_t h, std::int64_
 
 void raise(double& most, double value) { most = std::max(most, value); }
 
+/// Sums of squares that make a Bound.
+struct Squares {
+  double spread = 0, direct = 0, through_o = 0;
+
+  /// Adds one element's term: d_s, its dot product's |x| |y| and its share of delta's error.
+  void add(double d_s, double norms, double delta) {
+    spread += d_s * d_s;
+    direct += norms * norms;
+    through_o += delta * delta;
+  }
+  void raise_to(Bound& bound, double factor) const {
+    raise(bound.spread, factor * std::sqrt(spread));
+    raise(bound.direct, factor * std::sqrt(direct));
+    raise(bound.through_o, factor * std::sqrt(through_o));
+  }
+};
+
 /// Gradients of one key head, summed over its query heads.
 struct KeyHead {
   Matrix d_k, d_v;
-  std::vector<double> d_s_magnitude, through_o, d_v_magnitude;  // per key
+  std::vector<Squares> d_k_squares, d_v_squares;  // per key
 
   KeyHead(const Case& c, const Span& span)
       : d_k(span.kv_len, c.head_dim),
         d_v(span.kv_len, c.head_dim_v),
-        d_s_magnitude(span.kv_len),
-        through_o(span.kv_len),
-        d_v_magnitude(span.kv_len) {}
+        d_k_squares(span.kv_len),
+        d_v_squares(span.kv_len) {}
 };
 
-/// d_bias in f32 and the magnitudes of its sums, across heads.
-struct BiasSums {
-  Tensor d_bias, magnitude, through_o;
+/// Sums across heads: d_bias's terms, element by element, and the sinks'.
+struct SharedSums {
+  std::vector<Squares> d_bias;
+  Squares d_sink;
 };
 
 /// One query head of one sequence, everything dense.
@@ -112,11 +144,13 @@ class NaiveHead {
         o_(span_.q_len, c.head_dim_v),
         lse_(span_.q_len) {}
 
+  double q_largest() const { return q_.largest(); }
   void forward(Naive& out);
-  void backward(Naive& out, KeyHead& key_head, BiasSums& bias_sums) const;
+  void backward(Naive& out, KeyHead& key_head, SharedSums& shared) const;
 
  private:
   bool visible(std::int64_t i, std::int64_t j) const;
+  std::int64_t bias_index(const Tensor& t, std::int64_t i, std::int64_t j) const;
   float bias(std::int64_t i, std::int64_t j) const;
   void fill_scores(Bounds& bounds);
   float round(double x) const { return static_cast<float>(rounded(x, c_.dtype)); }
@@ -144,10 +178,15 @@ bool NaiveHead::visible(std::int64_t i, std::int64_t j) const {
   return !c_.blocks || block_pattern_allows(c_, b_, h_, i, j);
 }
 
+std::int64_t NaiveHead::bias_index(const Tensor& t, std::int64_t i, std::int64_t j) const {
+  const std::int64_t b = c_.bias->batch ? b_ : 0;
+  const std::int64_t h = c_.bias->heads ? h_ : 0;
+  return ((b * t.size(1) + h) * t.size(2) + (c_.bias->queries ? i : 0)) * t.size(3) + j;
+}
+
 float NaiveHead::bias(std::int64_t i, std::int64_t j) const {
   if (!c_.bias) return 0;
-  return static_cast<float>(
-      w_.bias.at({c_.bias->batch ? b_ : 0, c_.bias->heads ? h_ : 0, c_.bias->queries ? i : 0, j}));
+  return static_cast<float>(w_.bias.get(bias_index(w_.bias, i, j)));
 }
 
 /// s_ (−inf where masked), cap_slope_ and z_.
@@ -192,7 +231,9 @@ void NaiveHead::fill_scores(Bounds& bounds) {
 
 void NaiveHead::forward(Naive& out) {
   fill_scores(out.bounds);
+  const double v_most = v_.largest();
   for (std::int64_t i = 0; i < span_.q_len; ++i) {
+    Squares squares;
     auto m = static_cast<float>(sink_);
     for (std::int64_t j = 0; j < span_.kv_len; ++j) m = std::max(m, s_[i][j]);
     lse_[i] = m;
@@ -203,28 +244,25 @@ void NaiveHead::forward(Naive& out) {
         if (s_[i][j] == -kInfinity) continue;
         p_[i][j] = round(std::exp(s_[i][j] - m) / l);
         add_scaled(round(p_[i][j] * z_[i][j]), v_[j], c_.head_dim_v, o_[i]);
+        squares.add(p_[i][j] * z_[i][j], 0, 0);
       }
+      squares.raise_to(out.bounds.o, v_most);
       lse_[i] += std::log(l);
     }
     store(c_, out.results.o, b_, h_, span_.q_begin + i, o_[i]);
   }
-  raise(out.bounds.o.magnitude, v_.largest() / (1 - c_.attention.dropout_p));
   raise(out.bounds.o.terms, static_cast<double>(span_.kv_len));
-  out.bounds.lse.magnitude = 1;
+  out.bounds.lse.spread = 1;  // an error of the weights is one of the LSE
   raise(out.bounds.lse.terms, static_cast<double>(span_.kv_len));
 }
 
-void NaiveHead::backward(Naive& out, KeyHead& key_head, BiasSums& bias_sums) const {
+void NaiveHead::backward(Naive& out, KeyHead& key_head, SharedSums& shared) const {
   const std::int64_t D = c_.head_dim;
   const std::int64_t Dv = c_.head_dim_v;
   const Matrix d_o = load(c_, w_.d_o, b_, h_, span_.q_begin, span_.q_len);
-  const double d_o_most = d_o.largest();
+  const double k_most = std::abs(c_.scale()) * k_.largest();
   std::vector<double> v_norm(span_.kv_len);
   for (std::int64_t j = 0; j < span_.kv_len; ++j) v_norm[j] = norm(v_[j], Dv);
-  const double to_d_q = std::abs(c_.scale()) * k_.largest();
-  double d_sink = 0;
-  double d_sink_magnitude = 0;
-  double d_sink_through_o = 0;
   std::vector<float> d_p(span_.kv_len), d_q(D);
   for (std::int64_t i = 0; i < span_.q_len; ++i) {
     const std::int64_t token = span_.q_begin + i;
@@ -240,9 +278,9 @@ void NaiveHead::backward(Naive& out, KeyHead& key_head, BiasSums& bias_sums) con
       delta += p_[i][j] * d_p[j];
     }
     const double d_o_norm = norm(d_o[i], Dv);
-    const double through_o = d_o_norm * norm(o_[i], Dv);
-    double row_magnitude = 0;
-    double row_through_o = 0;
+    const double d_o_most = largest(d_o[i], Dv);
+    const double delta_error = product_norm(d_o[i], o_[i], Dv);
+    Squares d_q_squares;
     std::fill(d_q.begin(), d_q.end(), 0.0f);
     for (std::int64_t j = 0; j < span_.kv_len; ++j) {
       if (s_[i][j] == -kInfinity) continue;
@@ -253,41 +291,28 @@ void NaiveHead::backward(Naive& out, KeyHead& key_head, BiasSums& bias_sums) con
       add_scaled(d_qk, q_[i], D, key_head.d_k[j]);
       add_scaled(d_qk, k_[j], D, d_q.data());
 
-      const double magnitude = p * (d_o_norm * v_norm[j] * z_[i][j] + through_o + std::abs(d_lse));
-      row_magnitude += magnitude;
-      row_through_o += p * through_o;
-      key_head.d_s_magnitude[j] += magnitude;
-      key_head.through_o[j] += p * through_o;
-      key_head.d_v_magnitude[j] += p * z_[i][j];
+      const double norms = p * (d_o_norm * v_norm[j] * z_[i][j] + std::abs(d_lse));
+      d_q_squares.add(d_s, norms, 0);
+      key_head.d_k_squares[j].add(d_s, norms, p * delta_error);
+      key_head.d_v_squares[j].add(p * z_[i][j] * d_o_most, 0, 0);
       if (c_.bias) {
-        const std::initializer_list<std::int64_t> at = {
-            c_.bias->batch ? b_ : 0, c_.bias->heads ? h_ : 0, c_.bias->queries ? i : 0, j};
-        bias_sums.d_bias.put(at, bias_sums.d_bias.at(at) + d_s);
-        bias_sums.magnitude.put(at, bias_sums.magnitude.at(at) + magnitude);
-        bias_sums.through_o.put(at, bias_sums.through_o.at(at) + p * through_o);
+        const std::int64_t at = bias_index(out.results.d_bias, i, j);
+        out.results.d_bias.set(at, out.results.d_bias.get(at) + d_s);
+        shared.d_bias[at].add(d_s, norms, p * delta_error);
       }
     }
     store(c_, out.results.d_q, b_, h_, token, d_q.data(), c_.scale());
-    raise(out.bounds.d_q.magnitude, to_d_q * row_magnitude);
-    raise(out.bounds.d_q.through_o, to_d_q * row_through_o);
+    // delta's error is the same for the whole row, whose weights add up to at most 1.
+    d_q_squares.add(0, 0, delta_error);
+    d_q_squares.raise_to(out.bounds.d_q, k_most);
     if (c_.sink) {
       const double p_sink = std::exp(sink_ - lse_[i]);
-      d_sink += p_sink * (d_lse - delta);
-      d_sink_magnitude += p_sink * (std::abs(d_lse) + through_o);
-      d_sink_through_o += p_sink * through_o;
+      out.results.d_sink.put({h_}, out.results.d_sink.at({h_}) + p_sink * (d_lse - delta));
+      shared.d_sink.add(p_sink * (d_lse - delta), p_sink * (std::abs(d_lse) + delta_error),
+                        p_sink * delta_error);
     }
   }
   raise(out.bounds.d_q.terms, static_cast<double>(span_.kv_len));
-  raise(out.bounds.d_v.magnitude, 0);
-  for (double p : key_head.d_v_magnitude) raise(out.bounds.d_v.magnitude, p * d_o_most);
-  const double to_d_k = std::abs(c_.scale()) * q_.largest();
-  for (double d_s : key_head.d_s_magnitude) raise(out.bounds.d_k.magnitude, d_s * to_d_k);
-  for (double d_s : key_head.through_o) raise(out.bounds.d_k.through_o, d_s * to_d_k);
-  if (c_.sink) {
-    out.results.d_sink.put({h_}, out.results.d_sink.at({h_}) + d_sink);
-    out.bounds.d_sink.magnitude += d_sink_magnitude;  // at least as much as any one head's
-    out.bounds.d_sink.through_o += d_sink_through_o;
-  }
 }
 
 /// Results in f32, all zero.
@@ -300,12 +325,6 @@ Results zero_results(const Case& c) {
     if (t->present()) t->fill(0);
   }
   return r;
-}
-
-double largest_of(const Tensor& t) {
-  double most = 0;
-  for (std::int64_t x = 0; x < t.count(); ++x) raise(most, t.get(x));
-  return most;
 }
 
 }  // namespace
@@ -326,7 +345,8 @@ double unit_roundoff(DType dtype) {
 double rounding_allowance(const Bounds& bounds, const Bound& bound, DType dtype, DType stored,
                           double largest) {
   const double half_denormal = stored == DType::f16 ? 0x1p-25 : 0x1p-150;
-  return unit_roundoff(DType::f32) * (bounds.weight + std::sqrt(bound.terms)) * bound.magnitude +
+  const double weighted = (bounds.weight + std::sqrt(bound.terms)) * (bound.spread + largest);
+  return unit_roundoff(DType::f32) * (weighted + kDeviations * bound.direct) +
          unit_roundoff(dtype) * bound.through_o + unit_roundoff(stored) * largest + half_denormal;
 }
 
@@ -334,45 +354,44 @@ double naive_allowance(const Bounds& bounds, const Bound& bound, DType dtype, do
   // A score is rounded once after each of QKᵀ, scale, softcap and bias; P, dP and dS once each.
   const double weight = 4 * bounds.weight + 4;
   const double half_denormal = dtype == DType::f16 ? 0x1p-25 : 0x1p-150;
-  return unit_roundoff(dtype) * ((weight + std::sqrt(bound.terms)) * bound.magnitude + largest) +
+  const double weighted = (weight + std::sqrt(bound.terms)) * (bound.spread + largest);
+  return unit_roundoff(dtype) * (weighted + kDeviations * bound.direct + bound.through_o) +
          half_denormal * (bound.terms + 1);
 }
 
 Naive naive_attention(const Case& c, const Workload& w) {
   Naive out;
   out.results = zero_results(c);
-  BiasSums bias_sums;
-  if (c.bias_gradient()) {
-    bias_sums.d_bias = out.results.d_bias;
-    bias_sums.magnitude = out.results.d_bias.converted(DType::f64);
-    bias_sums.through_o = out.results.d_bias.converted(DType::f64);
-  }
+  SharedSums shared;
+  shared.d_bias.resize(out.results.d_bias.count());
+  Bounds& bounds = out.bounds;
   const std::int64_t group = c.heads_q / c.heads_kv;
   for (std::int64_t b = 0; b < c.batch; ++b) {
     const Span span = span_of(c, b);
     for (std::int64_t h_kv = 0; h_kv < c.heads_kv; ++h_kv) {
       KeyHead key_head(c, span);
+      double q_most = 0;
       for (std::int64_t h = h_kv * group; h < (h_kv + 1) * group; ++h) {
         NaiveHead head(c, w, b, h);
         head.forward(out);
-        if (c.backward) head.backward(out, key_head, bias_sums);
+        if (c.backward) head.backward(out, key_head, shared);
+        raise(q_most, std::abs(c.scale()) * head.q_largest());
       }
       if (!c.backward) continue;
       for (std::int64_t j = 0; j < span.kv_len; ++j) {
         store(c, out.results.d_k, b, h_kv, span.kv_begin + j, key_head.d_k[j], c.scale());
         store(c, out.results.d_v, b, h_kv, span.kv_begin + j, key_head.d_v[j]);
+        key_head.d_k_squares[j].raise_to(bounds.d_k, q_most);
+        key_head.d_v_squares[j].raise_to(bounds.d_v, 1);
       }
     }
-    const auto queries = static_cast<double>(group * span.q_len);
-    raise(out.bounds.d_k.terms, queries);
-    raise(out.bounds.d_v.terms, queries);
-    out.bounds.d_sink.terms += static_cast<double>(span.q_len);
-    out.bounds.d_bias.terms += static_cast<double>(c.heads_q * span.q_len);
+    raise(bounds.d_k.terms, static_cast<double>(group * span.q_len));
+    bounds.d_v.terms = bounds.d_k.terms;
+    bounds.d_sink.terms += static_cast<double>(span.q_len);
+    bounds.d_bias.terms += static_cast<double>(c.heads_q * span.q_len);
   }
-  if (c.bias_gradient()) {
-    out.bounds.d_bias.magnitude = largest_of(bias_sums.magnitude);
-    out.bounds.d_bias.through_o = largest_of(bias_sums.through_o);
-  }
+  for (const Squares& squares : shared.d_bias) squares.raise_to(bounds.d_bias, 1);
+  shared.d_sink.raise_to(bounds.d_sink, 1);
   return out;
 }
 

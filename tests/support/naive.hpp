@@ -5,12 +5,14 @@
 
 namespace tessera::test {
 
-/// What rounding does to one result, a sum of `terms` products whose magnitudes add up to at most
-/// `magnitude`, each with a weight of the softmax in it.
+/// What rounding does to one result, a sum of `terms` products that each hold a weight of the
+/// softmax. Roundings of different terms are independent, so their effects add up as the root of
+/// the sum of squares. Largest over the result's elements.
 struct Bound {
-  double magnitude = 0;
   double terms = 0;
-  double through_o = 0;  ///< Magnitude of what enters by delta, made of o as it was stored.
+  double spread = 0;     ///< Root of the sum of the terms' squares.
+  double direct = 0;     ///< The same over what the terms' own dot products round at: |x| |y|.
+  double through_o = 0;  ///< The same over what enters by delta = Σ d_o · o as o was stored.
 };
 
 struct Bounds {
@@ -22,9 +24,9 @@ struct Bounds {
 
 /// ε: the error that a computation in f32 may add to a result of dtype `stored` whose largest
 /// element is `largest`. With u the unit roundoff of f32,
-///   u · (weight + √terms) · magnitude       weights, and the sum's own rounding (random signs)
-///   + u(dtype) · through_o                  o's rounding to the dtype
-///   + u(stored) · largest                   the result's rounding, or half a denormal.
+///   u · (weight + √terms) · (spread + largest)   weights, and the sum's own rounding
+///   + 4 u · direct + u(dtype) · through_o        what the terms are made of, at four deviations
+///   + u(stored) · largest                        the result's rounding, or half a denormal.
 double rounding_allowance(const Bounds& bounds, const Bound& bound, DType dtype, DType stored,
                           double largest);
 

@@ -67,20 +67,18 @@ struct PanelKeys {
   std::int64_t end = 0;
 };
 
-inline constexpr std::int64_t kMaxPanels = 64;
-
 template <class S>
 struct BackwardState {
   const BackwardTile& tile;
   BackwardScratch scratch;
-  VectorGroups<S> groups;
+  Panels<S> panels;
   std::int64_t head_dim, head_dim_v, padded, padded_v;
   PanelKeys keys[kMaxPanels];
 
   BackwardState(const BackwardTile& t, float* base)
       : tile(t),
         scratch(BackwardScratch::carve<S>(t.blocking, base)),
-        groups((t.rows + S::kLanes - 1) / S::kLanes),
+        panels(t),
         head_dim(t.blocking.head_dim),
         head_dim_v(t.blocking.head_dim_v),
         padded(whole_vectors<S>(t.blocking.head_dim)),
@@ -113,7 +111,7 @@ void row_offsets(const BackwardState<S>& x) {
       }
     }
   });
-  for (std::int64_t i = t.rows; i < x.groups.total * S::kLanes; ++i) {
+  for (std::int64_t i = t.rows; i < whole_vectors<S>(t.rows); ++i) {
     x.scratch.offset[i] = 0;
     x.scratch.lse[i] = 0;
   }
@@ -125,8 +123,7 @@ void load_tile(const BackwardState<S>& x) {
   const BackwardTile& t = x.tile;
   load_rows<S>(t.q, t.rows, x.head_dim, x.scratch.q, x.padded);
   load_rows<S>(t.d_o, t.rows, x.head_dim_v, x.scratch.d_o, x.padded_v);
-  for (std::int64_t g = 0; g < x.groups.count; ++g) {
-    const Panel panel = make_panel<S>(t, x.groups, g);
+  for (const Panel& panel : x.panels) {
     const Rows q = {x.scratch.q + panel.lane0 * x.padded, x.padded, DType::f32};
     const Rows d_o = {x.scratch.d_o + panel.lane0 * x.padded_v, x.padded_v, DType::f32};
     load_transposed<S>(q, panel.rows, 0, x.head_dim, t.rules.q_scale,
@@ -240,14 +237,12 @@ void accumulate_keys(const BackwardState<S>& x, const float* a, const float* b,
       for_row_tiles<S>(n, [&]<int R>(std::int64_t j) {
         Accumulator<S, R, C> acc;
         acc.load(out + j * out_stride + column, out_stride);
-        for (std::int64_t g = 0; g < x.groups.count; ++g) {
+        for (std::int64_t g = 0; g < x.panels.count; ++g) {
           if (x.keys[g].begin >= j + R || x.keys[g].end <= j) continue;
-          const std::int64_t lane0 = x.groups.first(g) * S::kLanes;
-          const std::int64_t lanes = static_cast<std::int64_t>(x.groups.width(g)) * S::kLanes;
-          const std::int64_t rows = x.tile.rows - lane0 < lanes ? x.tile.rows - lane0 : lanes;
+          const Panel& panel = x.panels.at[g];
           acc.template multiply_add<BroadcastFrom::depth_contiguous>(
-              a + lane0 * block_kv + j * lanes, lanes, b + lane0 * b_stride + column, b_stride,
-              rows);
+              a + panel.lane0 * block_kv + j * panel.lanes, panel.lanes,
+              b + panel.lane0 * b_stride + column, b_stride, panel.rows);
         }
         acc.store(out + j * out_stride + column, out_stride);
       });
@@ -276,13 +271,13 @@ void backward_block(BackwardState<S>& x, const KeySegment& segment, std::int64_t
   const std::int64_t block_kv = t.blocking.block_kv;
   const KeyRows k = key_rows<S>(t.k, begin, end, x.head_dim, x.scratch.k);
   const KeyRows v = key_rows<S>(t.v, begin, end, x.head_dim_v, x.scratch.v);
-  for (std::int64_t g = 0; g < x.groups.count; ++g) {
-    const Panel panel = make_panel<S>(t, x.groups, g);
+  for (const Panel& panel : x.panels) {
     const std::int64_t j0 = begin > panel.begin ? begin : panel.begin;
     const std::int64_t n = (end < panel.end ? end : panel.end) - j0;
-    x.keys[g] = {};
+    PanelKeys& keys = x.keys[&panel - x.panels.at];
+    keys = {};
     if (n <= 0) continue;
-    x.keys[g] = {j0 - begin, j0 - begin + n};
+    keys = {j0 - begin, j0 - begin + n};
     float* p = x.scratch.p + panel.lane0 * block_kv;
     float* d_s = x.scratch.d_s + panel.lane0 * block_kv;
     const std::int64_t first = (j0 - begin) * panel.lanes;
@@ -296,8 +291,8 @@ void backward_block(BackwardState<S>& x, const KeySegment& segment, std::int64_t
                              x.scratch.d_q_t + panel.lane0 * x.head_dim);
       }
     });
-    pad_to_row_tiles<S>(p, panel.lanes, x.keys[g], end - begin);
-    pad_to_row_tiles<S>(d_s, panel.lanes, x.keys[g], end - begin);
+    pad_to_row_tiles<S>(p, panel.lanes, keys, end - begin);
+    pad_to_row_tiles<S>(d_s, panel.lanes, keys, end - begin);
   }
   if (t.d_v != nullptr) {
     accumulate_keys(x, x.scratch.p, x.scratch.d_o, x.padded_v, x.head_dim_v, end - begin,
@@ -320,8 +315,7 @@ void store_panel(const Panel& panel, const float* in, std::int64_t columns, Outp
 
 template <class S>
 void store_d_q(const BackwardState<S>& x) {
-  for (std::int64_t g = 0; g < x.groups.count; ++g) {
-    const Panel panel = make_panel<S>(x.tile, x.groups, g);
+  for (const Panel& panel : x.panels) {
     store_panel<S>(panel, x.scratch.d_q_t + panel.lane0 * x.head_dim, x.head_dim, x.tile.d_q);
   }
 }
@@ -359,8 +353,7 @@ void bias_gradient_tile(const BiasGradientTile& tile, float* base) {
     if (begin >= end) continue;
     const KeyRows k = key_rows<S>(tile.k, begin, end, x.head_dim, x.scratch.k);
     const KeyRows v = key_rows<S>(tile.v, begin, end, x.head_dim_v, x.scratch.v);
-    for (std::int64_t g = 0; g < x.groups.count; ++g) {
-      const Panel panel = make_panel<S>(tile, x.groups, g);
+    for (const Panel& panel : x.panels) {
       const std::int64_t j0 = begin > panel.begin ? begin : panel.begin;
       const std::int64_t n = (end < panel.end ? end : panel.end) - j0;
       if (n <= 0) continue;

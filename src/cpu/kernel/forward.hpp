@@ -136,10 +136,9 @@ void forward_tile(const ForwardTile& tile, float* base) {
   const std::int64_t head_dim = tile.blocking.head_dim;
   const std::int64_t head_dim_v = tile.blocking.head_dim_v;
   const ForwardScratch scratch = ForwardScratch::carve<S>(tile.blocking, base);
-  const VectorGroups<S> groups((tile.rows + S::kLanes - 1) / S::kLanes);
+  const Panels<S> panels(tile);
 
-  for (std::int64_t g = 0; g < groups.count; ++g) {
-    const Panel panel = make_panel<S>(tile, groups, g);
+  for (const Panel& panel : panels) {
     Rows q = tile.q;
     with_pointer(tile.q, [&](const auto* data) { q.data = data + panel.lane0 * q.stride; });
     load_transposed<S>(q, panel.rows, 0, head_dim, tile.rules.q_scale,
@@ -162,8 +161,7 @@ void forward_tile(const ForwardTile& tile, float* base) {
                                    : segment.end;
       const KeyRows k = key_rows<S>(tile.k, begin, end, head_dim, scratch.k);
       const KeyRows v = key_rows<S>(tile.v, begin, end, head_dim_v, scratch.v);
-      for (std::int64_t g = 0; g < groups.count; ++g) {
-        const Panel panel = make_panel<S>(tile, groups, g);
+      for (const Panel& panel : panels) {
         const std::int64_t j0 = begin > panel.begin ? begin : panel.begin;
         const std::int64_t n = (end < panel.end ? end : panel.end) - j0;
         if (n <= 0) continue;
@@ -190,8 +188,7 @@ void forward_tile(const ForwardTile& tile, float* base) {
     }
   }
 
-  for (std::int64_t g = 0; g < groups.count; ++g) {
-    const Panel panel = make_panel<S>(tile, groups, g);
+  for (const Panel& panel : panels) {
     finish_panel<S>(tile, panel, scratch.o_t + panel.lane0 * head_dim_v, scratch.m + panel.lane0,
                     scratch.l + panel.lane0);
   }

@@ -41,6 +41,24 @@ Panel make_panel(const TileBase& tile, const VectorGroups<S>& groups, std::int64
   return p;
 }
 
+/// A tile has at most this many panels.
+inline constexpr std::int64_t kMaxPanels = 64;
+
+/// The panels of a tile.
+template <class S>
+struct Panels {
+  std::int64_t count;
+  Panel at[kMaxPanels];
+
+  explicit Panels(const TileBase& tile) {
+    const VectorGroups<S> groups((tile.rows + S::kLanes - 1) / S::kLanes);
+    count = groups.count;
+    for (std::int64_t g = 0; g < count; ++g) at[g] = make_panel<S>(tile, groups, g);
+  }
+  const Panel* begin() const { return at; }
+  const Panel* end() const { return at + count; }
+};
+
 /// s[key][lane] = Σ_d k[key][d] · q_t[d][lane] for n keys.
 template <class S, int C>
 void multiply_rows(const float* a, std::int64_t a_stride, const float* b_t, std::int64_t depth,

@@ -1,0 +1,118 @@
+#include "check/compare.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "error.hpp"
+
+namespace tessera::cli {
+namespace {
+
+Results run_once(const AttentionCase& c, const PlannedCase& planned) {
+  Results results = allocate_results(c, all_gradients(c));
+  planned.forward(results);
+  if (c.backward()) planned.backward(results);
+  return results;
+}
+
+Results run_exact(const AttentionCase& attention_case, Executor* executor) {
+  const AttentionCase c = attention_case.in_f64();
+  return run_once(c, PlannedCase(c, plan_options(c, all_gradients(c), "reference", executor)));
+}
+
+double largest(const HostTensor& tensor) {
+  double most = 0;
+  for (std::int64_t i = 0; i < tensor.elements(); ++i) {
+    const double magnitude = std::abs(tensor.at(i));
+    if (std::isfinite(magnitude)) most = std::max(most, magnitude);
+  }
+  return most;
+}
+
+bool same_bits(const HostTensor& x, const HostTensor& y) {
+  return std::memcmp(x.data(), y.data(), static_cast<std::size_t>(x.bytes())) == 0;
+}
+
+// "no implementation accepts … (row: reason)" → "reason"
+std::string reason_of(const std::string& message, const std::string& row) {
+  const std::string before = "(" + row + ": ";
+  const std::size_t at = message.find(before);
+  if (at == std::string::npos || !message.ends_with(')')) return message;
+  return message.substr(at + before.size(), message.size() - at - before.size() - 1);
+}
+
+}  // namespace
+
+Difference difference(const HostTensor& out, const HostTensor& reference) {
+  Difference d;
+  double dot = 0, out_squares = 0, reference_squares = 0, l1 = 0, reference_l1 = 0, squares = 0;
+  for (std::int64_t i = 0; i < out.elements(); ++i) {
+    const double x = out.at(i);
+    const double y = reference.at(i);
+    if (x == y && std::isinf(x)) continue;
+    if (!std::isfinite(x) || !std::isfinite(y)) {
+      d.max_abs = std::numeric_limits<double>::infinity();
+      continue;
+    }
+    const double error = std::abs(x - y);
+    d.max_abs = std::max(d.max_abs, error);
+    dot += x * y;
+    out_squares += x * x;
+    reference_squares += y * y;
+    l1 += error;
+    reference_l1 += std::abs(y);
+    squares += error * error;
+  }
+  const double norms = std::sqrt(out_squares) * std::sqrt(reference_squares);
+  d.cosine = norms > 0 ? dot / norms : out_squares == reference_squares ? 1 : 0;
+  d.relative_l1 = l1 == 0 ? 0 : l1 / reference_l1;
+  if (out.elements() > 0) d.rmse = std::sqrt(squares / static_cast<double>(out.elements()));
+  return d;
+}
+
+double TensorCheck::severity() const {
+  if (!repeatable) return std::numeric_limits<double>::infinity();
+  return difference.max_abs / tolerance;
+}
+
+Oracle::Oracle(const AttentionCase& attention_case, Executor* executor)
+    : case_(attention_case),
+      executor_(executor),
+      exact_(run_exact(attention_case, executor)),
+      naive_(run_naive(attention_case)) {}
+
+double Oracle::tolerance(std::size_t index, DType stored) const {
+  const HostTensor& exact = exact_.*kResults[index].tensor;
+  const double naive = difference(naive_.results.*kResults[index].tensor, exact).max_abs;
+  return 2 * naive + rounding_allowance(naive_, index, case_.q.dtype(), stored, largest(exact));
+}
+
+RowCheck Oracle::check(const std::string& row) const {
+  RowCheck check;
+  check.row = row;
+  const PlanOptions options = plan_options(case_, all_gradients(case_), row, executor_);
+  const Result<Plan> plan = Plan::create(case_.attention, case_.inputs(), options);
+  if (plan.status().code() == StatusCode::unsupported) {
+    check.rejection = reason_of(plan.status().message(), row);
+    return check;
+  }
+  const PlannedCase planned(case_, options);
+  const Results first = run_once(case_, planned);
+  const Results second = run_once(case_, planned);
+  for (std::size_t index = 0; index < kResults.size(); ++index) {
+    const HostTensor& out = first.*kResults[index].tensor;
+    if (!out.present()) continue;
+    TensorCheck tensor;
+    tensor.name = kResults[index].name;
+    tensor.backward = index >= kForwardResults;
+    tensor.difference = difference(out, exact_.*kResults[index].tensor);
+    tensor.tolerance = tolerance(index, out.dtype());
+    tensor.repeatable = same_bits(out, second.*kResults[index].tensor);
+    check.tensors.push_back(tensor);
+  }
+  return check;
+}
+
+}  // namespace tessera::cli

@@ -1,0 +1,62 @@
+// How far a row of the table is from the reference.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "attention_case.hpp"
+#include "check/naive.hpp"
+
+namespace tessera::cli {
+
+/// Differences over all elements. Equal infinities (the LSE of masked rows) count as equal; any
+/// other infinity, and NaN, makes `max_abs` infinite.
+struct Difference {
+  double max_abs = 0;
+  double cosine = 1;       ///< Cosine similarity; 1 if both are zero.
+  double relative_l1 = 0;  ///< Σ|out − ref| / Σ|ref|.
+  double rmse = 0;
+};
+Difference difference(const HostTensor& out, const HostTensor& reference);
+
+/// One result of one row.
+struct TensorCheck {
+  const char* name = "";
+  bool backward = false;
+  Difference difference;
+  double tolerance = 0;
+  bool repeatable = true;  ///< A second run gave the same bits.
+
+  bool passed() const { return difference.max_abs <= tolerance && repeatable; }
+  /// Error in units of the tolerance: what to sort by.
+  double severity() const;
+};
+
+/// One row on one case. `rejection` is not empty if the row does not accept the case.
+struct RowCheck {
+  std::string row;
+  std::string rejection;
+  std::vector<TensorCheck> tensors;
+};
+
+/// The oracle of one case: the reference in f64 on the inputs as rounded to the case's dtype, and
+/// what the naive computation makes of them.
+class Oracle {
+ public:
+  /// Throws Error if the case is not valid.
+  Oracle(const AttentionCase& attention_case, Executor* executor);
+
+  /// Runs `row` twice on outputs filled with NaN, forward and, if the case has d_o, backward.
+  RowCheck check(const std::string& row) const;
+
+ private:
+  /// 2 · max|naive − reference| + ε for result `index`, stored as `stored`.
+  double tolerance(std::size_t index, DType stored) const;
+
+  const AttentionCase& case_;
+  Executor* executor_;
+  Results exact_;
+  NaiveRun naive_;
+};
+
+}  // namespace tessera::cli
