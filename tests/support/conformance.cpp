@@ -151,7 +151,6 @@ bool compare(const Case& c, const std::string& row, const Results& got, const Ex
         2 * naive_error + rounding_allowance(e.naive.bounds, e.naive.bounds.*r.bound, c.dtype,
                                              out.dtype(), largest(exact));
     const Worst worst = worst_difference(out, exact);
-    std::printf("RATIO %s %s %s err %.3g naive %.3g tol %.3g largest %.3g ratio %.3g\n", row.c_str(), tessera::name_of(c.dtype), r.name, worst.error, naive_error, tolerance, largest(exact), worst.error/tolerance);
     if (worst.error > tolerance) {
       good = false;
       ADD_FAILURE() << fmt::format(
