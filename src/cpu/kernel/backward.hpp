@@ -32,7 +32,6 @@ struct BackwardScratch {
   float* softcap_slope;  ///< [block_kv][one panel]
   float* k;
   float* v;
-  std::uint8_t* allowed;
   std::int64_t floats;
 
   template <class S>
@@ -55,7 +54,6 @@ struct BackwardScratch {
     x.softcap_slope = carver.floats(b.block_kv * kPanel);
     x.k = carver.floats(b.block_kv * padded);
     x.v = carver.floats(b.block_kv * padded_v);
-    x.allowed = carver.bytes(b.block_kv * kPanel);
     x.floats = carver.used();
     return x;
   }
@@ -200,7 +198,6 @@ void panel_gradients(const BackwardState<S>& x, const Panel& panel, const KeySeg
       j0,
       n,
       x.scratch.bias,
-      x.scratch.allowed,
       capped && x.tile.rules.softcap > 0 ? x.scratch.softcap_slope : nullptr};
   multiply_rows<S, C>(k.data, k.stride, x.scratch.q_t + panel.lane0 * x.head_dim, x.head_dim, n, p);
   finish_scores<S, C>(context, segment, p);

@@ -28,7 +28,6 @@ struct ForwardScratch {
   float* bias;   ///< [block_kv][one panel]
   float* k;      ///< [block_kv][head_dim] converted keys.
   float* v;
-  std::uint8_t* allowed;  ///< [block_kv][one panel]
   std::int64_t floats;
 
   template <class S>
@@ -45,7 +44,6 @@ struct ForwardScratch {
     x.bias = carver.floats(b.block_kv * kPanel);
     x.k = carver.floats(b.block_kv * whole_vectors<S>(b.head_dim));
     x.v = carver.floats(b.block_kv * whole_vectors<S>(b.head_dim_v));
-    x.allowed = carver.bytes(b.block_kv * kPanel);
     x.floats = carver.used();
     return x;
   }
@@ -176,7 +174,6 @@ void forward_tile(const ForwardTile& tile, float* base) {
                                         j0,
                                         n,
                                         scratch.bias,
-                                        scratch.allowed,
                                         nullptr};
           finish_scores<S, C>(context, segment, s);
           softmax_step<S, C>(s, n, scratch.m + panel.lane0, scratch.l + panel.lane0, scratch.alpha);

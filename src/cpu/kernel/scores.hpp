@@ -81,9 +81,8 @@ struct ScoreContext {
   Panel panel;
   std::int64_t j0 = 0;  ///< Key of s's first row.
   std::int64_t n = 0;
-  float* bias = nullptr;            ///< Scratch [n][lanes].
-  std::uint8_t* allowed = nullptr;  ///< Scratch [n][lanes].
-  float* softcap_slope = nullptr;   ///< If wanted: 1 − tanh² of each score, [n][lanes].
+  float* bias = nullptr;           ///< Scratch [n][lanes].
+  float* softcap_slope = nullptr;  ///< If wanted: 1 − tanh² of each score, [n][lanes].
 };
 
 /// s = softcap · tanh(s); s comes in as scale · q·k / softcap.
@@ -129,33 +128,74 @@ void add_alibi(const ScoreContext& x, float* s) {
   }
 }
 
-/// s = −inf where the dense mask or the block's bits say no. Both lie with keys along their rows,
-/// so they are turned into bytes [key][lane] first.
+/// 8 bytes, each 0 or not, as 8 bits.
+TESSERA_INLINE std::uint32_t bits_of_bytes(std::uint64_t bytes) {
+  bytes |= bytes >> 4;
+  bytes |= bytes >> 2;
+  bytes |= bytes >> 1;
+  return static_cast<std::uint32_t>((bytes & 0x0101010101010101u) * 0x0102040810204080u >> 56);
+}
+
+/// The first min(count, 32) bytes of a boolean row as bits.
+TESSERA_INLINE std::uint32_t mask_word(const std::uint8_t* row, std::int64_t count) {
+  std::uint8_t bytes[32] = {};
+  __builtin_memcpy(bytes, row, static_cast<std::size_t>(count < 32 ? count : 32));
+  std::uint32_t word = 0;
+  for (int i = 0; i < 4; ++i) {
+    std::uint64_t eight = 0;
+    // Byte k of the row into bits 8k …, whatever the machine's byte order.
+    for (int k = 0; k < 8; ++k) eight |= static_cast<std::uint64_t>(bytes[8 * i + k]) << (8 * k);
+    word |= bits_of_bytes(eight) << (8 * i);
+  }
+  return word;
+}
+
+/// Bits [first, first + 32) of a row of `words` words; beyond the row, anything.
+TESSERA_INLINE std::uint32_t block_word(const std::uint32_t* row, std::int64_t words,
+                                        std::int64_t first) {
+  const std::int64_t word = first / 32;
+  const int shift = static_cast<int>(first % 32);
+  std::uint32_t bits = row[word] >> shift;
+  if (shift != 0 && word + 1 < words) bits |= row[word + 1] << (32 - shift);
+  return bits;
+}
+
+/// s = −inf where the dense mask or the block's bits say no. Both lie with keys along their rows:
+/// each lane collects the bits of 32 keys, and a key tests its bit in all lanes at once.
 template <class S, int C>
 void apply_element_masks(const ScoreContext& x, const KeySegment& segment, float* s) {
-  constexpr std::int64_t kLanes = C * S::kLanes;
-  const Rows& mask = x.rules->mask;
-  for (std::int64_t lane = 0; lane < kLanes; ++lane) {
-    const std::int64_t row = x.panel.lane0 + (lane < x.panel.rows ? lane : x.panel.rows - 1);
-    const std::uint8_t* bytes =
-        x.rules->has_mask ? static_cast<const std::uint8_t*>(mask.data) + row * mask.stride + x.j0
-                          : nullptr;
-    const std::uint32_t* bits =
-        segment.bits != nullptr
-            ? segment.bits + (x.rules->row0 + row - segment.row) * segment.words_per_row
-            : nullptr;
-    for (std::int64_t j = 0; j < x.n; ++j) {
-      std::uint32_t allowed = bytes != nullptr ? bytes[j] : 1u;
-      if (bits != nullptr) {
-        const std::int64_t bit = x.j0 + j - segment.column;
-        if ((bits[bit / 32] >> (bit % 32) & 1u) == 0) allowed = 0;
-      }
-      x.allowed[j * kLanes + lane] = static_cast<std::uint8_t>(allowed);
-    }
-  }
+  const ScoreRules& rules = *x.rules;
   const typename S::V masked = S::set(kMinusInfinity);
-  for (std::int64_t i = 0; i < x.n * kLanes; i += S::kLanes) {
-    S::store(s + i, S::select(S::nonzero_bytes(x.allowed + i), S::load(s + i), masked));
+  for (int c = 0; c < C; ++c) {
+    for (std::int64_t j = 0; j < x.n; j += 32) {
+      const std::int64_t keys = x.n - j < 32 ? x.n - j : 32;
+      std::int32_t words[S::kLanes];
+      std::uint32_t everywhere = ~0u;
+      for (int lane = 0; lane < S::kLanes; ++lane) {
+        const std::int64_t i = c * S::kLanes + lane;
+        const std::int64_t row = x.panel.lane0 + (i < x.panel.rows ? i : x.panel.rows - 1);
+        std::uint32_t word = ~0u;
+        if (rules.has_mask) {
+          word = mask_word(static_cast<const std::uint8_t*>(rules.mask.data) +
+                               row * rules.mask.stride + x.j0 + j,
+                           keys);
+        }
+        if (segment.bits != nullptr) {
+          word &=
+              block_word(segment.bits + (rules.row0 + row - segment.row) * segment.words_per_row,
+                         segment.words_per_row, x.j0 + j - segment.column);
+        }
+        words[lane] = static_cast<std::int32_t>(word);
+        everywhere &= word;
+      }
+      if (keys == 32 && everywhere == ~0u) continue;
+      const typename S::U allowed = (typename S::U)S::load_int(words);
+      for (std::int64_t key = 0; key < keys; ++key) {
+        float* at = s + ((j + key) * C + c) * S::kLanes;
+        const typename S::M keep = S::has_bit(allowed, S::set_word(1u << key));
+        S::store(at, S::select(keep, S::load(at), masked));
+      }
+    }
   }
 }
 

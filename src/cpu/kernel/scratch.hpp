@@ -16,9 +16,6 @@ class Carver {
     used_ += (count + 15) / 16 * 16;
     return p;
   }
-  std::uint8_t* bytes(std::int64_t count) {
-    return reinterpret_cast<std::uint8_t*>(floats((count + 3) / 4));
-  }
   std::int64_t used() const { return used_; }
 
  private:

@@ -55,10 +55,6 @@ struct Avx2 {
   static M both(M a, M b) { return _mm256_and_ps(a, b); }
   static M neither(M a) { return _mm256_xor_ps(a, _mm256_castsi256_ps(_mm256_set1_epi32(-1))); }
   static bool any(M a) { return _mm256_movemask_ps(a) != 0; }
-  static M nonzero_bytes(const std::uint8_t* p) {
-    const __m256i wide = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
-    return _mm256_castsi256_ps(_mm256_cmpgt_epi32(wide, _mm256_setzero_si256()));
-  }
   static V select(M m, V a, V b) { return _mm256_blendv_ps(b, a, m); }
 
   static V load_as_f32(const float* p) { return load(p); }
@@ -96,6 +92,9 @@ struct Avx2 {
     const __m256i odd = _mm256_mul_epu32(_mm256_srli_epi64(a, 32), _mm256_srli_epi64(b, 32));
     low = _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xaa);
     high = _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xaa);
+  }
+  static M has_bit(U a, U b) {
+    return _mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_and_si256(a, b), b));
   }
   static M at_least_word(U a, U b) {
     return _mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_max_epu32(a, b), a));

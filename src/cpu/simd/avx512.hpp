@@ -58,11 +58,6 @@ struct Avx512 {
   static M both(M a, M b) { return a & b; }
   static M neither(M a) { return static_cast<M>(~a); }
   static bool any(M a) { return a != 0; }
-  /// Lanes whose byte is not 0.
-  static M nonzero_bytes(const std::uint8_t* p) {
-    return _mm_test_epi8_mask(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)),
-                              _mm_set1_epi8(-1));
-  }
   /// a where m, else b.
   static V select(M m, V a, V b) { return _mm512_mask_blend_ps(m, b, a); }
 
@@ -99,6 +94,8 @@ struct Avx512 {
     low = _mm512_mask_blend_epi32(0xaaaa, even, _mm512_slli_epi64(odd, 32));
     high = _mm512_mask_blend_epi32(0xaaaa, _mm512_srli_epi64(even, 32), odd);
   }
+  /// Lanes of a that have the one bit of b set.
+  static M has_bit(U a, U b) { return _mm512_test_epi32_mask(a, b); }
   /// Lanes with a ≥ b, unsigned.
   static M at_least_word(U a, U b) { return _mm512_cmpge_epu32_mask(a, b); }
 

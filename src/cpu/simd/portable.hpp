@@ -67,7 +67,6 @@ struct Portable {
   static M both(M a, M b) { return a & b; }
   static M neither(M a) { return ~a; }
   static bool any(M a) { return (a[0] | a[1] | a[2] | a[3]) != 0; }
-  static M nonzero_bytes(const std::uint8_t* p) { return M{p[0], p[1], p[2], p[3]} != M{}; }
   static V select(M m, V a, V b) {
     return bits_to_float((float_to_bits(a) & m) | (float_to_bits(b) & ~m));
   }
@@ -116,6 +115,7 @@ struct Portable {
       low[i] = static_cast<std::uint32_t>(product);
     }
   }
+  static M has_bit(U a, U b) { return (a & b) == b; }
   static M at_least_word(U a, U b) { return a >= b; }
 
   static void transpose(V (&r)[kLanes]) {
