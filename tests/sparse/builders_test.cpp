@@ -286,6 +286,14 @@ TEST(FromCsr, BitsBeyondTheSequence) {
          "bits[2]: 0x00000002, expected no bit beyond entry 2's 1 x 12 elements");
   expect([](Csr& c) { c.bits[63] = 1u << 16; },
          "bits[63]: 0x00010000, expected no bit beyond entry 0's 16 x 48 elements");
+  // Whole words of keys, but fewer rows than a block.
+  expect(
+      [](Csr& c) {
+        c.shape = {33, 64, 16, 32};
+        c.bits = std::vector<std::uint32_t>(2 * 16, 0);
+        c.bits[1] = 1;
+      },
+      "bits[1]: 0x00000001, expected no bit beyond entry 2's 1 x 32 elements");
   Csr csr;
   csr.bits[63] = 0xffff;
   EXPECT_TRUE(csr.build().ok()) << csr.build().message();

@@ -2,6 +2,7 @@
 // element or block by block.
 #include <bit>
 #include <cmath>
+#include <numeric>
 
 #include "sparse/expand.hpp"
 
@@ -219,6 +220,13 @@ TEST(Random, KnownAnswer) {
   const std::int32_t* columns = mask.view().columns + mask.view().row_offsets[row];
   EXPECT_EQ(std::vector<std::int32_t>(columns, columns + 10),
             (std::vector<std::int32_t>{13, 249, 309, 337, 348, 373, 502, 520, 733, 834}));
+}
+
+TEST(Random, KnownSumWithWordsDrawnAgain) {
+  // 2^32 mod 10^6 words are drawn again: without that, the sum would be another.
+  const BlockMask mask = made(BlockMask::random({5000 * 16, 1000000 * 16, 16, 16}, 1, 1, 1e-9, 9));
+  const BlockMaskView m = mask.view();
+  EXPECT_EQ(std::accumulate(m.columns, m.columns + m.entries, std::int64_t{0}), 2493709150);
 }
 
 TEST(Random, SeedDecides) {
