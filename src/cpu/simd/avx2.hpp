@@ -54,7 +54,6 @@ struct Avx2 {
   static M less_int(I a, I b) { return _mm256_castsi256_ps(_mm256_cmpgt_epi32(b, a)); }
   static M both(M a, M b) { return _mm256_and_ps(a, b); }
   static M neither(M a) { return _mm256_xor_ps(a, _mm256_castsi256_ps(_mm256_set1_epi32(-1))); }
-  static bool any(M a) { return _mm256_movemask_ps(a) != 0; }
   static V select(M m, V a, V b) { return _mm256_blendv_ps(b, a, m); }
 
   static V load_as_f32(const float* p) { return load(p); }

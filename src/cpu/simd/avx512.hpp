@@ -57,7 +57,6 @@ struct Avx512 {
   static M less_int(I a, I b) { return _mm512_cmplt_epi32_mask(a, b); }
   static M both(M a, M b) { return a & b; }
   static M neither(M a) { return static_cast<M>(~a); }
-  static bool any(M a) { return a != 0; }
   /// a where m, else b.
   static V select(M m, V a, V b) { return _mm512_mask_blend_ps(m, b, a); }
 

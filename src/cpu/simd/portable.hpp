@@ -66,7 +66,6 @@ struct Portable {
   static M less_int(I a, I b) { return a < b; }
   static M both(M a, M b) { return a & b; }
   static M neither(M a) { return ~a; }
-  static bool any(M a) { return (a[0] | a[1] | a[2] | a[3]) != 0; }
   static V select(M m, V a, V b) {
     return bits_to_float((float_to_bits(a) & m) | (float_to_bits(b) & ~m));
   }
