@@ -8,7 +8,7 @@ LAUNCHER = $(shell command -v ccache > /dev/null && echo -DCMAKE_C_COMPILER_LAUN
 .PHONY: help setup build run test bench format tidy install clean
 
 help: ## Show this list
-	@sed -nE 's/^([a-z]+):.*## (.*)/make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## Install the packages that are missing (apt; Debian 12, Ubuntu 22.04 and 24.04)
 	@scripts/setup.sh

@@ -79,7 +79,7 @@ class CallbackExecutor final : public Executor {
 /// Null means absent.
 Status read_tensor(const tessera_tensor* from, const char* name, TensorView& to) {
   if (from == nullptr) return {};
-  tessera_tensor tensor;
+  tessera_tensor tensor{};
   TESSERA_C_RETURN_IF_ERROR(read_struct(from, name, "tessera_tensor", tensor));
   if (tensor.rank < 1 || tensor.rank > TESSERA_MAX_RANK) {
     return invalid(
@@ -107,7 +107,7 @@ Status read_required(const tessera_tensor* from, const char* name, TensorView& t
 }
 
 Status read_attention(const tessera_attention* from, Attention& to) {
-  tessera_attention attention;
+  tessera_attention attention{};
   TESSERA_C_RETURN_IF_ERROR(read_struct(from, "attention", "tessera_attention", attention));
   if (attention.has_scale != 0) {
     to.scale = attention.scale;
@@ -139,7 +139,7 @@ struct InputsStorage {
 };
 
 Status read_inputs(const tessera_inputs* from, InputsStorage& to) {
-  tessera_inputs inputs;
+  tessera_inputs inputs{};
   TESSERA_C_RETURN_IF_ERROR(read_struct(from, "inputs", "tessera_inputs", inputs));
   TESSERA_C_RETURN_IF_ERROR(read_required(inputs.q, "q", to.inputs.q));
   TESSERA_C_RETURN_IF_ERROR(read_required(inputs.k, "k", to.inputs.k));
@@ -165,21 +165,21 @@ Status read_inputs(const tessera_inputs* from, InputsStorage& to) {
 }
 
 Status read_outputs(const tessera_outputs* from, tessera::Outputs& to) {
-  tessera_outputs outputs;
+  tessera_outputs outputs{};
   TESSERA_C_RETURN_IF_ERROR(read_struct(from, "outputs", "tessera_outputs", outputs));
   TESSERA_C_RETURN_IF_ERROR(read_required(outputs.o, "o", to.o));
   return read_tensor(outputs.lse, "lse", to.lse);
 }
 
 Status read_output_gradients(const tessera_output_gradients* from, tessera::OutputGradients& to) {
-  tessera_output_gradients gradients;
+  tessera_output_gradients gradients{};
   TESSERA_C_RETURN_IF_ERROR(read_struct(from, "d_outputs", "tessera_output_gradients", gradients));
   TESSERA_C_RETURN_IF_ERROR(read_required(gradients.d_o, "d_o", to.d_o));
   return read_tensor(gradients.d_lse, "d_lse", to.d_lse);
 }
 
 Status read_input_gradients(const tessera_input_gradients* from, tessera::InputGradients& to) {
-  tessera_input_gradients gradients;
+  tessera_input_gradients gradients{};
   TESSERA_C_RETURN_IF_ERROR(read_struct(from, "d_inputs", "tessera_input_gradients", gradients));
   TESSERA_C_RETURN_IF_ERROR(read_tensor(gradients.d_q, "d_q", to.d_q));
   TESSERA_C_RETURN_IF_ERROR(read_tensor(gradients.d_k, "d_k", to.d_k));
@@ -191,7 +191,7 @@ Status read_input_gradients(const tessera_input_gradients* from, tessera::InputG
 /// Null means defaults.
 Status read_options(const tessera_plan_options* from, PlanOptions& to) {
   if (from == nullptr) return {};
-  tessera_plan_options options;
+  tessera_plan_options options{};
   TESSERA_C_RETURN_IF_ERROR(read_struct(from, "options", "tessera_plan_options", options));
   constexpr std::uint32_t kPasses = TESSERA_FORWARD | TESSERA_BACKWARD;
   if ((options.passes & ~kPasses) != 0) {
@@ -211,7 +211,7 @@ Status read_options(const tessera_plan_options* from, PlanOptions& to) {
 /// Null means no workspace and the default executor.
 Status read_run(const tessera_run* from, Run& to) {
   if (from == nullptr) return {};
-  tessera_run run;
+  tessera_run run{};
   TESSERA_C_RETURN_IF_ERROR(read_struct(from, "run", "tessera_run", run));
   to.workspace = run.workspace;
   to.workspace_bytes = run.workspace_bytes;
@@ -279,7 +279,7 @@ tessera_status tessera_executor_create(const tessera_executor_callbacks* callbac
                                        tessera_executor** executor) {
   return guarded([&]() -> Status {
     TESSERA_C_RETURN_IF_ERROR(require(executor, "executor", "a place for the tessera_executor"));
-    tessera_executor_callbacks read;
+    tessera_executor_callbacks read{};
     TESSERA_C_RETURN_IF_ERROR(
         read_struct(callbacks, "callbacks", "tessera_executor_callbacks", read));
     if (read.concurrency == nullptr) return invalid("concurrency: null, expected a function");

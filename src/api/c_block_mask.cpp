@@ -16,7 +16,7 @@ using namespace tessera::c;
 namespace tessera::c {
 
 Status read_view(const tessera_block_mask_view* from, const char* name, BlockMaskView& to) {
-  tessera_block_mask_view view;
+  tessera_block_mask_view view{};
   TESSERA_C_RETURN_IF_ERROR(read_struct(from, name, "tessera_block_mask_view", view));
   TESSERA_C_RETURN_IF_ERROR(read_enum(view.device_type, DeviceType::cuda,
                                       fmt::format("{}.device_type", name).c_str(),
@@ -51,7 +51,7 @@ template <typename Make>
 tessera_status build(const tessera_block_shape* shape, tessera_block_mask** mask, Make&& make) {
   return guarded([&]() -> Status {
     TESSERA_C_RETURN_IF_ERROR(require(mask, "mask", "a place for the tessera_block_mask"));
-    tessera_block_shape read;
+    tessera_block_shape read{};
     TESSERA_C_RETURN_IF_ERROR(read_struct(shape, "shape", "tessera_block_shape", read));
     BlockShape block_shape;
     block_shape.seq_q = read.seq_q;

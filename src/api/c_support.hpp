@@ -68,8 +68,8 @@ Status check_struct_size(std::size_t size, const char* name, const char* type) {
                              size, type, sizeof(T)));
 }
 
-/// Copies a caller's struct of any version: members it is too short for stay zero, which means
-/// default; members that this library does not know must be zero.
+/// Copies a caller's struct of any version over the defaults in `to`: members it is too short for
+/// stay as they are; members that this library does not know must be zero.
 template <typename T>
 Status read_struct(const T* from, const char* name, const char* type, T& to) {
   static_assert(std::is_trivially_copyable_v<T> && offsetof(T, struct_size) == 0);
@@ -86,7 +86,6 @@ Status read_struct(const T* from, const char* name, const char* type, T& to) {
                                 name, size, sizeof(T), at));
     }
   }
-  to = T{};
   std::memcpy(&to, from, std::min(size, sizeof(T)));
   return {};
 }
