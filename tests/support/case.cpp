@@ -134,20 +134,28 @@ bool query_used(const Case& c, std::int64_t b, std::int64_t token) {
   return token - s.q_begin < s.q_len;
 }
 
-/// Whether any query of any head of the group visits the key's block.
+/// What the block mask covers; in packed problems a little more than the longest sequences.
+BlockShape block_shape(const Case& c) {
+  const std::int64_t extra = c.varlen() ? 5 : 0;
+  return {longest_q(c) + extra, longest_kv(c) + extra, c.blocks->block_q, c.blocks->block_kv};
+}
+
+/// Whether the key is within the used length and its block is listed for any head of the group.
 bool key_used(const Case& c, std::int64_t b, std::int64_t h_kv, std::int64_t token) {
   if (c.varlen()) b = sequence_of_token(c.cu_seqlens_k, token);
   if (b < 0) return false;
   const Span s = span_of(c, b);
-  const std::int64_t j = token - s.kv_begin;
-  if (j >= s.kv_len) return false;
+  const std::int64_t key = token - s.kv_begin;
+  if (key >= s.kv_len) return false;
   if (!c.blocks) return true;
-  const std::int64_t first = j / c.blocks->block_kv * c.blocks->block_kv;
+  const BlockShape shape = block_shape(c);
+  const std::int64_t first = key / shape.block_kv * shape.block_kv;
+  const std::int64_t end = std::min(first + shape.block_kv, shape.seq_kv);
   const std::int64_t group = c.heads_q / c.heads_kv;
   for (std::int64_t h = h_kv * group; h < (h_kv + 1) * group; ++h) {
-    for (std::int64_t i = 0; i < s.q_len; ++i) {
-      for (std::int64_t jj = first; jj < std::min(first + c.blocks->block_kv, s.kv_len); ++jj) {
-        if (block_pattern_allows(c, b, h, i, jj)) return true;
+    for (std::int64_t i = 0; i < shape.seq_q; ++i) {
+      for (std::int64_t j = first; j < end; ++j) {
+        if (block_pattern_allows(c, b, h, i, j)) return true;
       }
     }
   }
@@ -359,11 +367,8 @@ Workload make_workload(const Case& c) {
     w.cu_seqlens_k = Tensor::of_i32(c.cu_seqlens_k);
   }
   if (c.blocks) {
-    const std::int64_t extra = c.varlen() ? 5 : 0;
-    const BlockShape shape{longest_q(c) + extra, longest_kv(c) + extra, c.blocks->block_q,
-                           c.blocks->block_kv};
     Result<BlockMask> mask = BlockMask::from_predicate(
-        shape, c.blocks->per_batch ? c.batch : 1, c.blocks->per_head ? c.heads_q : 1,
+        block_shape(c), c.blocks->per_batch ? c.batch : 1, c.blocks->per_head ? c.heads_q : 1,
         [&c](std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t j) {
           return block_pattern_allows(c, b, h, i, j);
         });

@@ -208,7 +208,7 @@ void NaiveHead::fill_scores(Bounds& bounds) {
       s_[i][j] = -kInfinity;
       if (!visible(i, j) || bias(i, j) == -kInfinity) continue;
       const double distance = std::abs(static_cast<double>(i + span_.shift - j));
-      float s = round(scale * round(dot(q_[i], k_[j], c_.head_dim)));
+      float s = round(scale * dot(q_[i], k_[j], c_.head_dim));
       cap_slope_[i][j] = 1;
       if (cap > 0) {
         const auto t = static_cast<float>(std::tanh(s / cap));
@@ -351,7 +351,8 @@ double rounding_allowance(const Bounds& bounds, const Bound& bound, DType dtype,
 }
 
 double naive_allowance(const Bounds& bounds, const Bound& bound, DType dtype, double largest) {
-  // A score is rounded once after each of QKᵀ, scale, softcap and bias; P, dP and dS once each.
+  // A score is rounded once after each of scale · QKᵀ, softcap, bias and ALiBi; P, dP and dS once
+  // each.
   const double weight = 4 * bounds.weight + 4;
   const double half_denormal = dtype == DType::f16 ? 0x1p-25 : 0x1p-150;
   const double weighted = (weight + std::sqrt(bound.terms)) * (bound.spread + largest);

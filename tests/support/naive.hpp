@@ -42,7 +42,7 @@ struct Naive {
 };
 
 /// Each product accumulates in f32 and is rounded to the dtype, as a sequence of framework
-/// operations would be: S = round(scale · round(Q Kᵀ)) …, P = round(softmax(S)), O = round(P V),
+/// operations would be: S = round(scale · Q Kᵀ) …, P = round(softmax(S)), O = round(P V),
 /// and the same for the gradients.
 Naive naive_attention(const Case& c, const Workload& w);
 

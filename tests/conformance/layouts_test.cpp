@@ -1,0 +1,131 @@
+// Strides: BSHD, padded rows, packed QKV with packed gradients, keys shared by all heads (stride
+// 0), a sequence that runs backwards.
+#include <gtest/gtest.h>
+
+#include "support/conformance.hpp"
+
+namespace tessera::test {
+namespace {
+
+constexpr DType kDtypes[] = {DType::f32, DType::f16, DType::bf16};
+
+TEST(Layouts, OfEveryDtypeAndKind) {
+  int step = 0;
+  for (LayoutKind layout : {LayoutKind::bshd, LayoutKind::padded, LayoutKind::reversed,
+                            LayoutKind::packed_qkv, LayoutKind::broadcast_kv}) {
+    for (DType dtype : kDtypes) {
+      for (std::int64_t head_dim : {64, 59}) {
+        Case c;
+        c.dtype = dtype;
+        c.layout = layout;
+        c.seq_q = 70;
+        c.seq_kv = layout == LayoutKind::packed_qkv ? 70 : 133;
+        c.heads_q = 4;
+        c.heads_kv = step % 2 == 0 ? 2 : 4;
+        c.head_dim = c.head_dim_v = head_dim;
+        c.attention.causal = step % 3 == 0;
+        if (step % 4 == 1) c.bias = Extents{};
+        if (step++ % 4 == 2) c.mask = Extents{false, true, true};
+        check_case(c);
+      }
+    }
+  }
+}
+
+TEST(Layouts, OfPackedSequences) {
+  int step = 0;
+  for (LayoutKind layout : {LayoutKind::bshd, LayoutKind::padded, LayoutKind::reversed}) {
+    Case c;
+    c.dtype = kDtypes[step++ % 3];
+    c.layout = layout;
+    c.heads_q = 4;
+    c.cu_seqlens_q = {0, 33, 33, 90};
+    c.cu_seqlens_k = {0, 50, 70, 171};
+    c.batch = 3;
+    c.seq_q = 93;
+    c.seq_kv = 171;
+    c.attention.causal = true;
+    check_case(c);
+  }
+}
+
+TEST(Layouts, WithLengthsAndBlocks) {
+  for (LayoutKind layout : {LayoutKind::bshd, LayoutKind::padded}) {
+    Case c;
+    c.layout = layout;
+    c.seq_q = 90;
+    c.seq_kv = 150;
+    c.kv_lens = {150, 77};
+    c.q_lens = {31, 90};
+    c.blocks = BlockPattern{32, 48, false, true, 0.6, 0.4};
+    check_case(c);
+  }
+}
+
+TEST(Layouts, ResultsThatAreNotAskedForChangeNothing) {
+  Case c;
+  c.seq_q = 45;
+  c.seq_kv = 77;
+  c.bias = Extents{};
+  c.sink = true;
+  c.d_lse = true;
+  const Workload w = make_workload(c);
+  for (const std::string& row : rows_under_test()) {
+    const Results all = make_results(c);
+    ASSERT_TRUE(run_case(c, w, all, row).status.ok());
+
+    Case forward_only = c;
+    forward_only.backward = false;
+    Results no_lse = make_results(forward_only);
+    no_lse.lse = {};
+    ASSERT_TRUE(run_case(forward_only, w, no_lse, row).status.ok());
+    EXPECT_TRUE(no_lse.o.same_bits(all.o)) << row;
+
+    constexpr Tensor Results::*kGradients[] = {&Results::d_q, &Results::d_k, &Results::d_v,
+                                               &Results::d_bias, &Results::d_sink};
+    for (int wanted = 0; wanted < 32; ++wanted) {
+      Results some = make_results(c);
+      for (int g = 0; g < 5; ++g) {
+        if ((wanted >> g & 1) == 0) some.*kGradients[g] = {};
+      }
+      const Attempt attempt = run_case(c, w, some, row);
+      ASSERT_TRUE(attempt.status.ok()) << row << " " << wanted << ": " << attempt.status.message();
+      for (int g = 0; g < 5; ++g) {
+        if ((wanted >> g & 1) == 0) continue;
+        EXPECT_TRUE((some.*kGradients[g]).same_bits(all.*kGradients[g]))
+            << row << ", gradient " << g << " of set " << wanted;
+      }
+    }
+  }
+}
+
+/// Strides must not change a bit of what is computed.
+TEST(Layouts, StridesChangeNoBits) {
+  Case contiguous;
+  contiguous.seq_q = 40;
+  contiguous.seq_kv = 61;
+  Case padded = contiguous;
+  padded.layout = LayoutKind::padded;
+  const Workload w = make_workload(contiguous);
+  const Workload same_values = [&] {
+    Workload other = make_workload(padded);
+    for (const auto& [from, to] : {std::pair{&w.q, &other.q}, std::pair{&w.k, &other.k},
+                                   std::pair{&w.v, &other.v}, std::pair{&w.d_o, &other.d_o}}) {
+      for (std::int64_t x = 0; x < from->count(); ++x) to->set(x, from->get(x));
+    }
+    return other;
+  }();
+  for (const std::string& row : rows_under_test()) {
+    const Results plain = make_results(contiguous);
+    const Results strided = make_results(padded);
+    ASSERT_TRUE(run_case(contiguous, w, plain, row).status.ok());
+    ASSERT_TRUE(run_case(padded, same_values, strided, row).status.ok());
+    EXPECT_TRUE(plain.o.same_bits(strided.o)) << row;
+    EXPECT_TRUE(plain.d_q.same_bits(strided.d_q)) << row;
+    EXPECT_TRUE(plain.d_k.same_bits(strided.d_k)) << row;
+    EXPECT_TRUE(plain.d_v.same_bits(strided.d_v)) << row;
+  }
+}
+
+}  // namespace
+}  // namespace tessera::test
