@@ -104,37 +104,43 @@ struct Named {
   const char* name;
   Tensor Results::*tensor;
   Bound Bounds::*bound;
+  double Tolerances::*tolerance;
 };
 
 constexpr Named kResults[] = {
-    {"o", &Results::o, &Bounds::o},
-    {"lse", &Results::lse, &Bounds::lse},
-    {"d_q", &Results::d_q, &Bounds::d_q},
-    {"d_k", &Results::d_k, &Bounds::d_k},
-    {"d_v", &Results::d_v, &Bounds::d_v},
-    {"d_bias", &Results::d_bias, &Bounds::d_bias},
-    {"d_sink", &Results::d_sink, &Bounds::d_sink},
+    {"o", &Results::o, &Bounds::o, &Tolerances::o},
+    {"lse", &Results::lse, &Bounds::lse, &Tolerances::lse},
+    {"d_q", &Results::d_q, &Bounds::d_q, &Tolerances::d_q},
+    {"d_k", &Results::d_k, &Bounds::d_k, &Tolerances::d_k},
+    {"d_v", &Results::d_v, &Bounds::d_v, &Tolerances::d_v},
+    {"d_bias", &Results::d_bias, &Bounds::d_bias, &Tolerances::d_bias},
+    {"d_sink", &Results::d_sink, &Bounds::d_sink, &Tolerances::d_sink},
 };
 
 /// What all rows of a case are compared with.
 struct Expectation {
   Results oracle;
-  Naive naive;
-  std::map<std::string, double> naive_error;
+  Tolerances tolerances;
 };
 
+/// 2 · max|naive − oracle| + ε for each result.
 Expectation expect(const Case& c, const Workload& w) {
-  Expectation e{oracle_results(c, w), naive_attention(c, w), {}};
+  Expectation e{oracle_results(c, w), {}};
+  const Naive naive = naive_attention(c, w);
+  const Results formats = make_results(c);
   for (const Named& r : kResults) {
     const Tensor& exact = e.oracle.*r.tensor;
-    if (!exact.present() || r.tensor == &Results::lse) continue;
-    const double error = worst_difference(e.naive.results.*r.tensor, exact).error;
-    e.naive_error[r.name] = error;
+    if (!exact.present()) continue;
+    const Bound& bound = naive.bounds.*r.bound;
+    double& tolerance = e.tolerances.*r.tolerance;
+    tolerance = rounding_allowance(naive.bounds, bound, c.dtype, (formats.*r.tensor).dtype(),
+                                   largest(exact));
+    if (r.tensor == &Results::lse) continue;
+    const double error = worst_difference(naive.results.*r.tensor, exact).error;
+    tolerance += 2 * error;
     // A tolerance of twice an unsound naive error would let anything pass.
-    const double allowed =
-        naive_allowance(e.naive.bounds, e.naive.bounds.*r.bound, c.dtype, largest(exact));
-    EXPECT_LE(error, allowed) << "naive and reference disagree on " << r.name << " of "
-                              << c.describe();
+    EXPECT_LE(error, naive_allowance(naive.bounds, bound, c.dtype, largest(exact)))
+        << "naive and reference disagree on " << r.name << " of " << c.describe();
   }
   return e;
 }
@@ -145,19 +151,14 @@ bool compare(const Case& c, const std::string& row, const Results& got, const Ex
     const Tensor& exact = e.oracle.*r.tensor;
     const Tensor& out = got.*r.tensor;
     if (!out.present()) continue;
-    const auto naive = e.naive_error.find(r.name);
-    const double naive_error = naive == e.naive_error.end() ? 0 : naive->second;
-    const double tolerance =
-        2 * naive_error + rounding_allowance(e.naive.bounds, e.naive.bounds.*r.bound, c.dtype,
-                                             out.dtype(), largest(exact));
+    const double tolerance = e.tolerances.*r.tolerance;
     const Worst worst = worst_difference(out, exact);
     if (worst.error > tolerance) {
       good = false;
       ADD_FAILURE() << fmt::format(
-          "{}: {}\n  {}{}: expected {:.9g}, got {:.9g}, error {:.3g}, tolerance {:.3g} (naive "
-          "error {:.3g})",
-          row, c.describe(), r.name, position(out, worst.index), exact.get(worst.index),
-          out.get(worst.index), worst.error, tolerance, naive_error);
+          "{}: {}\n  {}{}: expected {:.9g}, got {:.9g}, error {:.3g}, tolerance {:.3g}", row,
+          c.describe(), r.name, position(out, worst.index), exact.get(worst.index),
+          out.get(worst.index), worst.error, tolerance);
     }
     if (!out.gaps_untouched()) {
       good = false;
@@ -273,6 +274,8 @@ void check_case(const Case& c) {
     if (!check_row(c, w, row, e, count)) ++count.failed;
   }
 }
+
+Tolerances tolerances(const Case& c, const Workload& w) { return expect(c, w).tolerances; }
 
 double largest_difference(const Tensor& a, const Tensor& b) { return worst_difference(a, b).error; }
 

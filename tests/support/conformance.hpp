@@ -35,6 +35,12 @@ Results oracle_results(const Case& c, const Workload& w);
 /// a case only with StatusCode::unsupported and a reason; refusals are counted.
 void check_case(const Case& c);
 
+/// How far from exact a row's results may be on a workload of the case.
+struct Tolerances {
+  double o = 0, lse = 0, d_q = 0, d_k = 0, d_v = 0, d_bias = 0, d_sink = 0;
+};
+Tolerances tolerances(const Case& c, const Workload& w);
+
 /// Largest |a − b| over all elements; infinite where one is NaN, or infinite and the other not.
 double largest_difference(const Tensor& a, const Tensor& b);
 
