@@ -6,6 +6,7 @@
 #include <exception>
 #include <new>
 #include <string>
+#include <vector>
 
 #include "commands.hpp"
 #include "error.hpp"
@@ -23,14 +24,33 @@ int report(std::string message, int exit_code) {
   return exit_code;
 }
 
+std::string command_names(const CLI::App& app) {
+  std::string names;
+  for (const CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; })) {
+    names += (names.empty() ? "" : ", ") + command->get_name();
+  }
+  return names;
+}
+
+std::string describe(const CLI::ParseError& error, const CLI::App& app) {
+  const std::vector<std::string> unexpected = app.remaining(true);
+  if (dynamic_cast<const CLI::ExtrasError*>(&error) == nullptr || unexpected.empty()) {
+    return error.what();
+  }
+  const std::vector<CLI::App*> commands = app.get_subcommands();
+  if (commands.empty()) return unexpected.front() + ": expected " + command_names(app);
+  return fmt::format("{0}: expected a flag of {1}, see tessera {1} --help", unexpected.front(),
+                     commands.front()->get_name());
+}
+
 int parse_and_run(int argc, const char* const* argv) {
   CLI::App app("Attention in tiles: exact and block-sparse, forward and backward.", "tessera");
   app.set_version_flag("--version", fmt::format("tessera {}", version()));
-  app.require_subcommand(1);
   app.footer(
       "Exit codes: 0 good, 1 a check failed, 2 bad input.\n"
       "Example: tessera run --q x.safetensors:q --k x.safetensors:k --v x.safetensors:v "
       "--causal --out o.npy");
+  app.require_subcommand(0, 1);
   int exit_code = kGood;
   add_info_command(app, exit_code);
   add_run_command(app, exit_code);
@@ -44,7 +64,10 @@ int parse_and_run(int argc, const char* const* argv) {
       app.exit(error);  // prints the help or the version
       return kGood;
     }
-    return report(error.what(), kBadInput);
+    return report(describe(error, app), kBadInput);
+  }
+  if (app.get_subcommands().empty()) {
+    return report("no command: expected " + command_names(app), kBadInput);
   }
   return exit_code;
 }

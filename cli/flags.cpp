@@ -32,7 +32,7 @@ CLI::Validator unsigned_integer() {
                    ? std::string()
                    : fmt::format("{}, expected an integer of 0 to 2^64 − 1", text);
       },
-      "N");
+      "");
 }
 
 Alignment to_alignment(const std::string& name) {
@@ -59,7 +59,7 @@ CLI::Validator integer(std::int64_t low, std::int64_t high) {
                    ? std::string()
                    : fmt::format("{}, expected an integer of {} to {}", text, low, high);
       },
-      "N");
+      "");
 }
 
 CLI::Validator number() {
@@ -67,7 +67,7 @@ CLI::Validator number() {
       [](const std::string& text) {
         return parse<double>(text) ? std::string() : fmt::format("{}, expected a number", text);
       },
-      "X");
+      "");
 }
 
 CLI::Validator one_of(std::vector<std::string> names) {
@@ -85,6 +85,7 @@ void add_feature_flags(CLI::App& command, FeatureFlags& flags) {
   const std::string group = "What to compute";
   command.add_option("--scale", flags.scale, "Factor of q·k (default 1/sqrt(D))")
       ->check(number())
+      ->type_name("X")
       ->group(group);
   command
       .add_flag("--causal{bottom-right}", flags.causal,
@@ -105,15 +106,19 @@ void add_feature_flags(CLI::App& command, FeatureFlags& flags) {
       ->group(group);
   command.add_option("--softcap", flags.softcap, "c > 0: scores become c·tanh(s/c)")
       ->check(number())
+      ->type_name("X")
       ->group(group);
   command.add_option("--dropout", flags.dropout, "Probability of dropping a softmax element")
       ->check(number())
+      ->type_name("X")
       ->group(group);
   command.add_option("--seed", flags.seed, "Seed of dropout, and of generated data")
       ->check(unsigned_integer())
+      ->type_name("N")
       ->group(group);
   command.add_option("--offset", flags.offset, "Offset of dropout's random stream")
       ->check(unsigned_integer())
+      ->type_name("N")
       ->group(group);
   command
       .add_option("--block-size", flags.block_size,
@@ -209,7 +214,10 @@ bool ShapeFlags::given() const {
 void add_shape_flags(CLI::App& command, ShapeFlags& flags) {
   const std::string group = "Shapes, instead of files";
   const auto size = [&](const char* flag, std::optional<std::int64_t>& value, const char* help) {
-    command.add_option(flag, value, help)->check(integer(0, kMaxSize))->group(group);
+    command.add_option(flag, value, help)
+        ->check(integer(0, kMaxSize))
+        ->type_name("N")
+        ->group(group);
   };
   size("-B,--batch", flags.batch, "Sequences (default 1)");
   size("--heads", flags.heads, "Query heads (default 4)");
@@ -229,14 +237,18 @@ void add_shape_flags(CLI::App& command, ShapeFlags& flags) {
       ->group(group);
   command.add_option("--density", flags.density, "Share of blocks that the block mask lists")
       ->check(number())
+      ->type_name("X")
       ->group(group);
 }
 
 void add_place_flags(CLI::App& command, PlaceFlags& flags, bool with_implementation) {
   const std::string group = "Where to run";
-  command.add_option("--device", flags.device, "Device (default cpu)")->group(group);
+  command.add_option("--device", flags.device, "Device (default cpu)")
+      ->type_name("DEVICE")
+      ->group(group);
   command.add_option("--threads", flags.threads, "Threads (default: one per CPU)")
       ->check(integer(1, kMaxThreads))
+      ->type_name("N")
       ->group(group);
   if (with_implementation) {
     command.add_option("--impl", flags.implementation, "Row of the table to use (see info)")

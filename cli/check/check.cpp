@@ -84,22 +84,27 @@ void for_each_case(const CheckFlags& flags, const Visit& visit) {
   }
 }
 
-std::vector<std::string> rows_to_check(const PlaceFlags& place) {
-  std::vector<std::string> rows;
+struct RowsToCheck {
+  std::vector<std::string> names;
+  std::string absent;  ///< A line for each row that this machine cannot run.
+};
+
+RowsToCheck rows_to_check(const PlaceFlags& place) {
+  RowsToCheck rows;
   std::string names;
   for (const Implementation& row : implementations()) {
     if (row.device != DeviceType::cpu) continue;
     names += (names.empty() ? "" : ", ") + row.name;
     if (!place.implementation.empty() && row.name != place.implementation) continue;
     if (row.available) {
-      rows.push_back(row.name);
+      rows.names.push_back(row.name);
     } else if (place.implementation.empty()) {
-      fmt::print("{}: not on this machine: {}\n", row.name, row.unavailable);
+      rows.absent += fmt::format("{}: not on this machine: {}\n", row.name, row.unavailable);
     } else {
       fail("--impl: {}, not on this machine: {}", row.name, row.unavailable);
     }
   }
-  if (rows.empty()) fail("--impl: {}, expected one of {}", place.implementation, names);
+  if (rows.names.empty()) fail("--impl: {}, expected one of {}", place.implementation, names);
   return rows;
 }
 
@@ -168,13 +173,14 @@ int check(const CheckFlags& flags) {
   if (flags.forward_only && !flags.d_out.empty()) {
     fail("--dout {}: expected no --forward-only with it", flags.d_out);
   }
-  const std::vector<std::string> rows = rows_to_check(flags.place);
+  const RowsToCheck rows = rows_to_check(flags.place);
   const std::unique_ptr<Executor> executor = make_executor(flags.place);
   Report report(flags.files.given() || describes_shape(flags));
   for_each_case(flags, [&](const AttentionCase& c) {
     const Oracle oracle(c, executor.get());
-    for (const std::string& row : rows) report.add(c, oracle.check(row));
+    for (const std::string& row : rows.names) report.add(c, oracle.check(row));
   });
+  fmt::print("{}", rows.absent);
   return report.print() ? kGood : kCheckFailed;
 }
 
