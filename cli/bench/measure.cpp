@@ -167,6 +167,7 @@ Record Meter::to_record(const Group& group, const Running& r) {
   record.ms_min = minimum(r.seconds) * 1e3;
   record.ceiling_isa = r.contender->isa();
   record.ceiling_gflops = median(r.ceilings);
+  record.ceiling_gflops_best = maximum(r.ceilings);
   record.peak_extra_bytes = r.peak_bytes;
   record.workspace_bytes = r.contender->workspace_bytes();
   return record;

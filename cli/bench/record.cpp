@@ -78,7 +78,9 @@ nlohmann::ordered_json json_of(const Record& r, const Machine& machine) {
   json["gflops"] = r.gflops();
   json["ceiling_gflops"] = r.ceiling_gflops;
   json["ceiling_isa"] = name_of(r.ceiling_isa);
+  json["ceiling_gflops_best"] = r.ceiling_gflops_best;
   json["share"] = r.share();
+  json["share_best"] = r.share_best();
   json["peak_extra_bytes"] = r.peak_extra_bytes;
   json["workspace_bytes"] = r.workspace_bytes;
   json["input_output_bytes"] = input_output_bytes(p);

@@ -24,6 +24,7 @@ struct Record {
   double ms_min = 0;   ///< Shortest.
   Isa ceiling_isa = Isa::portable;
   double ceiling_gflops = 0;          ///< Median of the bursts beside the samples.
+  double ceiling_gflops_best = 0;     ///< The fastest of them.
   std::int64_t peak_extra_bytes = 0;  ///< Beyond inputs and outputs.
   std::int64_t workspace_bytes = 0;   ///< Of which set aside before the run.
   double copy_gbytes_per_s = 0;       ///< Copy bandwidth with as many threads.
@@ -34,6 +35,9 @@ struct Record {
 
   double gflops() const { return flops / ms * 1e-6; }
   double share() const { return gflops() / ceiling_gflops; }
+  /// The fastest sample against the fastest burst: what is left of `share` when other programs on
+  /// the machine take no part in it.
+  double share_best() const { return flops / ms_min * 1e-6 / ceiling_gflops_best; }
   /// Inputs and outputs, each once, over the time.
   double gbytes_per_s() const {
     return static_cast<double>(input_output_bytes(problem)) / ms * 1e-6;

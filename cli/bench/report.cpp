@@ -45,6 +45,8 @@ std::vector<Field> fields() {
       {right("GFLOP/s"), [](const Record& r) { return fmt::format("{:.1f}", r.gflops()); }},
       {right("ceiling"), [](const Record& r) { return fmt::format("{:.1f}", r.ceiling_gflops); }},
       {right("share"), [](const Record& r) { return fmt::format("{:.1f}%", 100 * r.share()); }},
+      {right("at best"),
+       [](const Record& r) { return fmt::format("{:.1f}%", 100 * r.share_best()); }},
       {right("GB/s"),
        [](const Record& r) {
          return r.problem.seq_q > kFewQueries ? "" : fmt::format("{:.1f}", r.gbytes_per_s());
@@ -70,8 +72,9 @@ std::vector<Field> fields() {
 std::string heading(const Machine& machine) {
   return fmt::format(
       "tessera {}{} on {}, {} CPU{}, BLAS: {}, {}\n"
-      "ceiling: f32 multiply-adds in registers with the row's instruction set on as many threads, "
-      "measured beside each case\n",
+      "ceiling: GFLOP/s of multiply-adds in registers, same instruction set and threads, measured "
+      "beside each case\n"
+      "share: medians of time and ceiling; at best: the fastest of both\n",
       machine.version, machine.commit.empty() ? "" : fmt::format(" ({})", machine.commit),
       machine.cpu, machine.cpus, machine.cpus == 1 ? "" : "s", machine.blas, machine.date);
 }

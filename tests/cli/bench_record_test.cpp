@@ -21,8 +21,9 @@ Record record(const std::string& impl, int threads, double ms, Pattern pattern =
   r.flops = 8e9;
   r.samples = 3;
   r.ms = ms;
-  r.ms_min = ms;
+  r.ms_min = ms / 2;
   r.ceiling_gflops = 100;
+  r.ceiling_gflops_best = 125;
   r.ceiling_isa = Isa::avx2;
   r.peak_extra_bytes = 3 << 20;
   r.copy_gbytes_per_s = 20;
@@ -47,6 +48,7 @@ TEST(Records, RatesFollowFromTimes) {
   const Record r = record("cpu_avx2", 1, 100);
   EXPECT_DOUBLE_EQ(r.gflops(), 80);
   EXPECT_DOUBLE_EQ(r.share(), 0.8);
+  EXPECT_DOUBLE_EQ(r.share_best(), 160.0 / 125);
   EXPECT_DOUBLE_EQ(r.gbytes_per_s(), 4 * 1024 * 64 * 4 / 0.1 * 1e-9);
 }
 
