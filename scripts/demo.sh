@@ -1,4 +1,21 @@
 #!/usr/bin/env bash
-# demo.sh BUILD: Tessera's main job on a sample of real activations, and what it is worth.
+# demo.sh BUILD: this machine, every implementation checked on real activations, and what exact and
+# block-sparse attention save over standard attention, as a table and as plots.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+
+tessera=$1/cli/tessera
+plots=build/demo
+mkdir -p "$plots"
+
+title() { printf '\n== %s\n' "$*"; }
+show() {
+  title "$@"
+  "$@"
+}
+
+show "$tessera" info
+for file in data/*.safetensors; do
+  show "$tessera" check --q "$file:q" --k "$file:k" --v "$file:v" --causal
+done
+show "$tessera" bench --suite demo --plot "$plots/demo" --json "$plots/demo.json"
