@@ -1,9 +1,11 @@
 // Backward driver.
 //
-// A task is one key/value head of one sequence, or one of `splits` interleaved parts of its query
-// tiles when there are fewer heads than threads need. A task owns the f32 accumulators of dK and dV
-// that it adds to (the caller's own d_k and d_v where they are f32), so results depend on the
-// thread count only, never on timing. Parts are summed in order afterwards.
+// With enough heads a task is one key/value head of one sequence. With fewer heads than threads
+// need, a head's keys and its query tiles are each dealt out to `parts`, and the parts meet in
+// turns: in turn t, part p works its own keys against the tiles of part (p + t) mod parts. At any
+// moment every key and every query row then belongs to one task, which adds to f32 sums in place
+// (the caller's own d_q, d_k, d_v where they are f32): no copies per thread, no atomics, and the
+// order of every sum is fixed by the thread count, never by timing.
 #include <algorithm>
 #include <cstring>
 
@@ -14,42 +16,41 @@ namespace {
 
 std::int64_t round_up(std::int64_t n, std::int64_t step) { return (n + step - 1) / step * step; }
 
-/// How many parts to cut each head's query tiles into: as few as keep the threads evenly busy, and
-/// no more than four tasks a thread, each of which may need an accumulator.
-std::int64_t choose_splits(const Problem& p, std::int64_t tiles_per_head) {
+/// How many parts to cut each head into: as few as keep the threads evenly busy.
+std::int64_t choose_parts(const Problem& p, const Blocking& blocking) {
   const std::int64_t heads = std::max<std::int64_t>(p.batch * p.heads_kv, 1);
-  const std::int64_t most = std::max<std::int64_t>(
-      std::min<std::int64_t>(tiles_per_head * p.group(), (4 * p.threads + heads - 1) / heads), 1);
+  const std::int64_t tiles = (p.seq_q + blocking.tile_q - 1) / blocking.tile_q * p.group();
+  const std::int64_t units = (p.seq_kv + blocking.block_kv - 1) / blocking.block_kv;
+  const std::int64_t most =
+      std::max<std::int64_t>(std::min({tiles, units, (4 * p.threads + heads - 1) / heads}), 1);
   std::int64_t best = 1;
   double best_busy = 0;
-  for (std::int64_t splits = 1; splits <= most && best_busy < 0.95; ++splits) {
-    const std::int64_t tasks = heads * splits;
+  for (std::int64_t parts = 1; parts <= most && best_busy < 0.95; ++parts) {
+    const std::int64_t tasks = heads * parts;
     const std::int64_t rounds = (tasks + p.threads - 1) / p.threads;
     const double busy = static_cast<double>(tasks) / static_cast<double>(rounds * p.threads);
     if (busy > best_busy) {
-      best = splits;
+      best = parts;
       best_busy = busy;
     }
   }
   return best;
 }
 
-/// Where one of dK, dV accumulates.
-struct KeyGradient {
+/// Where one of dQ, dK, dV accumulates in f32.
+struct Sums {
   std::int64_t columns = 0;
   std::int64_t padded = 0;
-  bool direct = false;  ///< The caller's tensor serves as the first part's accumulator.
-  std::int64_t buffers = 0;
-  std::int64_t buffer_floats = 0;
-  std::size_t offset = 0;  ///< Of the first buffer in the workspace.
+  bool in_place = false;           ///< In the caller's tensor.
+  std::int64_t buffer_floats = 0;  ///< Otherwise in buffers of the workspace.
+  std::size_t offset = 0;          ///< Of the first buffer.
 };
 
 class BackwardKernel final : public Kernel {
  public:
   BackwardKernel(const Problem& problem, const Isa& isa)
       : problem_(problem), isa_(isa), blocking_(choose_blocking(problem, isa)) {
-    const std::int64_t heads = problem_.batch * problem_.heads_kv;
-    splits_ = choose_splits(problem_, (problem_.seq_q + blocking_.tile_q - 1) / blocking_.tile_q);
+    parts_ = choose_parts(problem_, blocking_);
     WorkspaceLayout layout;
     layout.add((TileGrid::sequences(problem_) + 1) * sizeof(std::int64_t));
     const std::int64_t sink_floats =
@@ -59,24 +60,28 @@ class BackwardKernel final : public Kernel {
     if (problem_.bias_gradient) worker_floats_ += 2 * blocking_.tile_q * bias_stride();
     worker_bytes_ = worker_floats_ * 4 + 2 * ((blocking_.tile_q * 4 + 63) / 64 * 64);
     workers_ = layout.add(problem_.threads * worker_bytes_);
-    const auto plan_gradient = [&](std::int64_t columns) {
-      KeyGradient g;
-      g.columns = columns;
-      g.padded = round_up(columns, isa_.lanes);
-      g.direct = problem_.dtype == DType::f32 && columns % isa_.lanes == 0;
-      g.buffers = splits_ > 1 ? heads * (splits_ - (g.direct ? 1 : 0))
-                              : (g.direct ? 0 : std::min<std::int64_t>(problem_.threads, heads));
-      g.buffer_floats = problem_.seq_kv * g.padded;
-      g.offset = layout.add(g.buffers * g.buffer_floats * 4);
-      return g;
+    const auto plan_sums = [&](std::int64_t columns, std::int64_t rows, std::int64_t buffers) {
+      Sums sums;
+      sums.columns = columns;
+      sums.padded = round_up(columns, isa_.lanes);
+      sums.in_place = problem_.dtype == DType::f32 && columns % isa_.lanes == 0;
+      sums.buffer_floats = sums.in_place ? 0 : rows * sums.padded;
+      sums.offset = layout.add(buffers * sums.buffer_floats * 4);
+      return sums;
     };
-    d_k_ = plan_gradient(problem_.head_dim);
-    d_v_ = plan_gradient(problem_.head_dim_v);
+    // A head in one part is finished by one task, whose worker's buffer serves the next head too.
+    const std::int64_t heads = problem_.batch * problem_.heads_kv;
+    const std::int64_t buffers =
+        parts_ > 1 ? heads : std::min<std::int64_t>(problem_.threads, heads);
+    d_k_ = plan_sums(problem_.head_dim, problem_.seq_kv, buffers);
+    d_v_ = plan_sums(problem_.head_dim_v, problem_.seq_kv, buffers);
+    d_q_ = plan_sums(problem_.head_dim, problem_.seq_q,
+                     parts_ > 1 ? problem_.batch * problem_.heads_q : 0);
     workspace_bytes_ = layout.bytes();
   }
 
   std::string config() const override {
-    return to_string(blocking_, isa_) + " splits=" + std::to_string(splits_);
+    return to_string(blocking_, isa_) + " parts=" + std::to_string(parts_);
   }
   std::size_t workspace_bytes() const override { return workspace_bytes_; }
 
@@ -93,16 +98,11 @@ class BackwardKernel final : public Kernel {
     }
     const std::int64_t heads = problem_.heads_kv;
     const std::int64_t sequences = TileGrid::sequences(problem_);
-    for_each_task(executor, problem_.threads, sequences * heads * splits_,
-                  [&](int worker, std::int64_t task) {
-                    const std::int64_t head = task / splits_;
-                    run_part(run, worker, head / heads, head % heads, task % splits_);
-                  });
-    if (splits_ > 1) {
-      for_each_task(executor, problem_.threads, problem_.batch * heads,
-                    [&](int, std::int64_t head) {
-                      sum_parts(run, head / heads, head % heads, d_k_, arguments.d_inputs.d_k);
-                      sum_parts(run, head / heads, head % heads, d_v_, arguments.d_inputs.d_v);
+    for (std::int64_t turn = 0; turn < parts_; ++turn) {
+      for_each_task(executor, problem_.threads, sequences * heads * parts_,
+                    [&](int worker, std::int64_t task) {
+                      const std::int64_t head = task / parts_;
+                      run_part(run, worker, head / heads, head % heads, task % parts_, turn);
                     });
     }
     if (problem_.sink_gradient) sum_sink(run);
@@ -123,88 +123,88 @@ class BackwardKernel final : public Kernel {
     return run.arguments.workspace + workers_ + worker * worker_bytes_;
   }
 
-  /// The accumulator of part `split` of a head, and its row stride.
-  struct Accumulator {
+  /// f32 rows of sums, from the sequence's first key on.
+  struct SumRows {
     float* data = nullptr;
     std::int64_t stride = 0;
-    bool in_place = false;
   };
 
-  Accumulator accumulator_of(const Run& run, const KeyGradient& g, const TensorView& out,
-                             int worker, std::int64_t b, std::int64_t h_kv, std::int64_t split,
-                             const Sequence& s) const {
+  SumRows key_sums(const Run& run, const Sums& sums, const TensorView& out, int worker,
+                   std::int64_t b, std::int64_t h_kv, const Sequence& s) const {
     if (!out.present()) return {};
-    if (g.direct && split == 0) {
+    if (sums.in_place) {
       const OutputRows rows = output_rows_of(problem_, out, b, h_kv, s.kv_begin);
-      return {static_cast<float*>(rows.data), rows.stride, true};
+      return {static_cast<float*>(rows.data), rows.stride};
     }
-    const std::int64_t head = b * problem_.heads_kv + h_kv;
-    const std::int64_t buffer = splits_ == 1 ? worker
-                                : g.direct   ? head * (splits_ - 1) + split - 1
-                                             : head * splits_ + split;
-    auto* base = reinterpret_cast<float*>(run.arguments.workspace + g.offset);
-    return {base + buffer * g.buffer_floats, g.padded, false};
+    const std::int64_t buffer = parts_ > 1 ? b * problem_.heads_kv + h_kv : worker;
+    auto* base = reinterpret_cast<float*>(run.arguments.workspace + sums.offset);
+    return {base + buffer * sums.buffer_floats, sums.padded};
   }
 
-  void run_part(const Run& run, int worker, std::int64_t b, std::int64_t h_kv,
-                std::int64_t split) const {
+  /// Calls f(first key, count) for the runs of keys that belong to `part`.
+  template <class F>
+  void for_own_keys(const Sequence& s, std::int64_t part, F&& f) const {
+    const std::int64_t unit = parts_ > 1 ? blocking_.block_kv : std::max<std::int64_t>(s.kv_len, 1);
+    for (std::int64_t key = part * unit; key < s.kv_len; key += parts_ * unit) {
+      f(key, std::min(unit, s.kv_len - key));
+    }
+  }
+
+  /// One turn of one part of a head: its keys against the query tiles of part (part + turn) %
+  /// parts.
+  void run_part(const Run& run, int worker, std::int64_t b, std::int64_t h_kv, std::int64_t part,
+                std::int64_t turn) const {
     const Sequence s = run.grid.sequence(b);
     const InputGradients& out = run.arguments.d_inputs;
-    const bool tail = b == problem_.batch;
-    Accumulator d_k, d_v;
-    if (!tail) {
-      d_k = accumulator_of(run, d_k_, out.d_k, worker, b, h_kv, split, s);
-      d_v = accumulator_of(run, d_v_, out.d_v, worker, b, h_kv, split, s);
-      if (d_k.data)
-        zero_rows({d_k.data, d_k.stride, DType::f32}, s.kv_len,
-                  d_k.in_place ? d_k_.columns : d_k_.padded);
-      if (d_v.data)
-        zero_rows({d_v.data, d_v.stride, DType::f32}, s.kv_len,
-                  d_v.in_place ? d_v_.columns : d_v_.padded);
+    SumRows d_k, d_v;
+    if (b < problem_.batch) {
+      d_k = key_sums(run, d_k_, out.d_k, worker, b, h_kv, s);
+      d_v = key_sums(run, d_v_, out.d_v, worker, b, h_kv, s);
+    }
+    if (turn == 0) {
+      for_own_keys(s, part, [&](std::int64_t key, std::int64_t count) {
+        zero_sums(d_k_, d_k, key, count);
+        zero_sums(d_v_, d_v, key, count);
+      });
+      if (part == 0) {
+        zero_unused_keys(b, h_kv, s, d_k_, out.d_k);
+        zero_unused_keys(b, h_kv, s, d_v_, out.d_v);
+      }
     }
     const std::int64_t tiles = run.grid.tiles(b);
-    for (std::int64_t index = split; index < tiles * problem_.group(); index += splits_) {
+    for (std::int64_t index = (part + turn) % parts_; index < tiles * problem_.group();
+         index += parts_) {
       const std::int64_t h = h_kv * problem_.group() + index / tiles;
-      run_tile(run, worker, b, h, index % tiles, s, d_k, d_v);
+      run_tile(run, worker, b, h, index % tiles, s, d_k, d_v, part, turn);
     }
-    if (split == 0) {
-      zero_unused_keys(b, h_kv, s, d_k_, out.d_k);
-      zero_unused_keys(b, h_kv, s, d_v_, out.d_v);
-    }
-    if (splits_ == 1 && !tail) {
-      store(b, h_kv, s, d_k_, d_k, out.d_k);
-      store(b, h_kv, s, d_v_, d_v, out.d_v);
+    if (turn == parts_ - 1) {
+      for_own_keys(s, part, [&](std::int64_t key, std::int64_t count) {
+        store_keys(b, h_kv, s, d_k_, d_k, out.d_k, key, count);
+        store_keys(b, h_kv, s, d_v_, d_v, out.d_v, key, count);
+      });
     }
   }
 
-  void zero_unused_keys(std::int64_t b, std::int64_t h_kv, const Sequence& s, const KeyGradient& g,
+  static void zero_sums(const Sums& sums, const SumRows& rows, std::int64_t key,
+                        std::int64_t count) {
+    if (rows.data == nullptr) return;
+    zero_rows({rows.data + key * rows.stride, rows.stride, DType::f32}, count,
+              sums.in_place ? sums.columns : sums.padded);
+  }
+
+  void zero_unused_keys(std::int64_t b, std::int64_t h_kv, const Sequence& s, const Sums& sums,
                         const TensorView& out) const {
     if (!out.present() || s.kv_rows == s.kv_len) return;
     zero_rows(output_rows_of(problem_, out, b, h_kv, s.kv_begin + s.kv_len), s.kv_rows - s.kv_len,
-              g.columns);
+              sums.columns);
   }
 
-  void store(std::int64_t b, std::int64_t h_kv, const Sequence& s, const KeyGradient& g,
-             const Accumulator& from, const TensorView& out) const {
-    if (from.data == nullptr || from.in_place) return;
-    isa_.store_rows(from.data, from.stride, s.kv_len, g.columns,
-                    output_rows_of(problem_, out, b, h_kv, s.kv_begin));
-  }
-
-  void sum_parts(const Run& run, std::int64_t b, std::int64_t h_kv, const KeyGradient& g,
-                 const TensorView& out) const {
-    if (!out.present()) return;
-    const Sequence s = run.grid.sequence(b);
-    const Accumulator first = accumulator_of(run, g, out, 0, b, h_kv, 0, s);
-    for (std::int64_t split = 1; split < splits_; ++split) {
-      const Accumulator part = accumulator_of(run, g, out, 0, b, h_kv, split, s);
-      for (std::int64_t j = 0; j < s.kv_len; ++j) {
-        float* to = first.data + j * first.stride;
-        const float* from = part.data + j * part.stride;
-        for (std::int64_t d = 0; d < g.columns; ++d) to[d] += from[d];
-      }
-    }
-    store(b, h_kv, s, g, first, out);
+  void store_keys(std::int64_t b, std::int64_t h_kv, const Sequence& s, const Sums& sums,
+                  const SumRows& from, const TensorView& out, std::int64_t key,
+                  std::int64_t count) const {
+    if (from.data == nullptr || sums.in_place) return;
+    isa_.store_rows(from.data + key * from.stride, from.stride, count, sums.columns,
+                    output_rows_of(problem_, out, b, h_kv, s.kv_begin + key));
   }
 
   /// What every backward tile needs, whichever gradients it writes.
@@ -228,11 +228,13 @@ class BackwardKernel final : public Kernel {
   }
 
   void run_tile(const Run& run, int worker, std::int64_t b, std::int64_t h, std::int64_t index,
-                const Sequence& s, const Accumulator& d_k, const Accumulator& d_v) const {
+                const Sequence& s, const SumRows& d_k, const SumRows& d_v, std::int64_t part,
+                std::int64_t turn) const {
     const Arguments& a = run.arguments;
     const TileRows rows = run.grid.rows(s, index);
     const std::int64_t first = s.q_begin + rows.begin;
-    if (a.d_inputs.d_q.present()) {
+    const OutputRows d_q = output_rows_of(problem_, a.d_inputs.d_q, b, h, first);
+    if (d_q.data != nullptr && turn == 0) {
       zero_rows(output_rows_of(problem_, a.d_inputs.d_q, b, h, first + rows.used),
                 rows.rows - rows.used, problem_.head_dim);
     }
@@ -240,12 +242,25 @@ class BackwardKernel final : public Kernel {
     std::byte* memory = worker_memory(run, worker);
     BackwardTile tile;
     describe(run, memory, b, h, s, rows, tile);
-    tile.d_q = output_rows_of(problem_, a.d_inputs.d_q, b, h, first);
+    tile.keys.unit = blocking_.block_kv;
+    tile.keys.part = part;
+    tile.keys.parts = parts_;
+    tile.d_q = d_q;
+    if (d_q.data != nullptr && parts_ > 1) {
+      OutputRows sums = d_q;
+      if (!d_q_.in_place) {
+        auto* base = reinterpret_cast<float*>(run.arguments.workspace + d_q_.offset);
+        const std::int64_t head = problem_.varlen ? h : b * problem_.heads_q + h;
+        sums = {base + head * d_q_.buffer_floats + first * d_q_.padded, d_q_.padded, DType::f32};
+      }
+      if (turn > 0) tile.d_q_so_far = {sums.data, sums.stride, DType::f32};
+      if (turn < parts_ - 1) tile.d_q = sums;
+    }
     tile.d_k = d_k.data;
     tile.d_k_stride = d_k.stride;
     tile.d_v = d_v.data;
     tile.d_v_stride = d_v.stride;
-    if (problem_.sink_gradient) {
+    if (problem_.sink_gradient && turn == 0) {
       tile.sink = sink_of(a.inputs, h);
       tile.d_sink = sink_parts(run, b, h) + index;
     }
@@ -353,13 +368,14 @@ class BackwardKernel final : public Kernel {
   Problem problem_;
   const Isa& isa_;
   Blocking blocking_;
-  std::int64_t splits_ = 1;
+  std::int64_t parts_ = 1;
   std::int64_t worker_floats_ = 0;
   std::int64_t worker_bytes_ = 0;
   std::size_t workers_ = 0;
   std::size_t sink_parts_ = 0;
-  KeyGradient d_k_;
-  KeyGradient d_v_;
+  Sums d_q_;
+  Sums d_k_;
+  Sums d_v_;
   std::size_t workspace_bytes_ = 0;
 };
 

@@ -3,8 +3,10 @@
 #include "cpu/kernel/tile.hpp"
 
 namespace tessera::cpu {
+namespace {
 
-bool next_segment(KeyWalk& walk, KeySegment& segment) {
+/// The next segment of all keys, whichever part they belong to.
+bool next_listed(KeyWalk& walk, KeySegment& segment) {
   if (!walk.blocks) {
     if (walk.begin >= walk.end) return false;
     segment = {walk.begin, walk.end, nullptr, 0, 0, 0};
@@ -35,6 +37,26 @@ bool next_segment(KeyWalk& walk, KeySegment& segment) {
     return true;
   }
   return false;
+}
+
+}  // namespace
+
+bool next_segment(KeyWalk& walk, KeySegment& segment) {
+  if (walk.parts == 1) return next_listed(walk, segment);
+  KeySegment& rest = walk.pending;
+  for (;;) {
+    if (rest.begin >= rest.end && !next_listed(walk, rest)) return false;
+    const std::int64_t unit = rest.begin / walk.unit;
+    const std::int64_t wait = (walk.part - unit % walk.parts + walk.parts) % walk.parts;
+    if (wait > 0) {
+      rest.begin = (unit + wait) * walk.unit;
+      continue;
+    }
+    segment = rest;
+    segment.end = std::min(rest.end, (unit + 1) * walk.unit);
+    rest.begin = segment.end;
+    return true;
+  }
 }
 
 }  // namespace tessera::cpu

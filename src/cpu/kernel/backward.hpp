@@ -8,9 +8,9 @@
 //       dQᵀ += Kᵀ · dS                                       [d][query]
 //     dV += (Z ∘ P) · dO, dK += dS · Q                       [key][d], over all panels at once
 //
-// dQ of the tile is finished when the loop ends and is written once; dK and dV accumulate in f32
-// memory that belongs to the caller's task, so no two threads ever add to the same place and the
-// result does not depend on timing. Five products, no atomics.
+// dQ of the tile accumulates in scratch and is written when the loop ends; dK and dV accumulate in
+// f32 memory that is the calling task's alone while it runs, so no two threads ever add to the same
+// place and the result does not depend on timing. Five products, no atomics.
 #pragma once
 
 #include "cpu/kernel/scores.hpp"
@@ -129,8 +129,16 @@ void load_tile(const BackwardState<S>& x) {
     load_transposed<S>(d_o, panel.rows, 0, x.head_dim_v, 1.0f,
                        x.scratch.d_o_t + panel.lane0 * x.head_dim_v, panel.lanes, panel.vectors);
     float* d_q_t = x.scratch.d_q_t + panel.lane0 * x.head_dim;
-    for (std::int64_t i = 0; i < panel.lanes * x.head_dim; i += S::kLanes) {
-      S::store(d_q_t + i, S::zero());
+    if (t.d_q_so_far.data != nullptr) {
+      const Rows so_far = {
+          static_cast<const float*>(t.d_q_so_far.data) + panel.lane0 * t.d_q_so_far.stride,
+          t.d_q_so_far.stride, DType::f32};
+      load_transposed<S>(so_far, panel.rows, 0, x.head_dim, 1.0f, d_q_t, panel.lanes,
+                         panel.vectors);
+    } else {
+      for (std::int64_t i = 0; i < panel.lanes * x.head_dim; i += S::kLanes) {
+        S::store(d_q_t + i, S::zero());
+      }
     }
   }
   row_offsets(x);

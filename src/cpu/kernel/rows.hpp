@@ -136,8 +136,11 @@ void store_rows(const float* in, std::int64_t in_stride, std::int64_t rows, std:
   });
 }
 
-/// f32 rows of keys [begin, end): the caller's own memory if it is f32, else converted to
-/// `scratch`.
+/// Rows that far apart, a multiple of this many elements, fall into the same few cache sets.
+inline constexpr std::int64_t kCrowdedStride = 256;
+
+/// f32 rows of keys [begin, end): the caller's own memory where it is f32 and its rows do not crowd
+/// the caches, else a copy in `scratch`.
 struct KeyRows {
   const float* data = nullptr;
   std::int64_t stride = 0;
@@ -146,7 +149,8 @@ struct KeyRows {
 template <class S>
 KeyRows key_rows(const Rows& in, std::int64_t begin, std::int64_t end, std::int64_t columns,
                  float* scratch) {
-  if (in.dtype == DType::f32) {
+  const bool crowded = in.stride > columns && in.stride % kCrowdedStride == 0;
+  if (in.dtype == DType::f32 && !crowded) {
     return {static_cast<const float*>(in.data) + begin * in.stride, in.stride};
   }
   Rows from = in;

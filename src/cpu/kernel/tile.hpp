@@ -49,6 +49,12 @@ struct KeyWalk {
   std::int64_t row = 0;  ///< First query row of the block row.
   std::int64_t words_per_row = 0;
   const std::uint32_t* bits = nullptr;
+  /// Backward shares one head's keys out among `parts`: this walk sees the runs of `unit` keys
+  /// whose number is `part` modulo `parts`. One part sees everything.
+  std::int64_t unit = 0;
+  std::int64_t part = 0;
+  std::int64_t parts = 1;
+  KeySegment pending;  ///< What is left of a segment that other parts' keys cut.
 };
 
 /// Writes the next segment, or returns false at the end. Defined in key_walk.cpp, outside the
@@ -111,6 +117,8 @@ struct BackwardTile : TileBase {
   const float* d_lse = nullptr;  ///< Null: zero.
   std::int64_t d_lse_stride = 0;
   OutputRows d_q;  ///< Null data: not wanted.
+  /// f32 sums of dQ from earlier parts of the keys to start from; null data: start from zero.
+  Rows d_q_so_far;
   /// f32 accumulators [kv_len][stride] that the tile adds to; null: not wanted. Rows are padded to
   /// whole vectors, or the head dim is a multiple of the lane count.
   float* d_k = nullptr;
