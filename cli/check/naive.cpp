@@ -107,34 +107,45 @@ void store(const TensorView& t, std::int64_t b, std::int64_t h, std::int64_t tok
   }
 }
 
+// Squares of the errors that several query rows add to a gradient.
+struct Squares {
+  double in_f32 = 0;
+  double through_o = 0;
+
+  void add(double its_error_in_f32, double its_share_through_o) {
+    in_f32 += its_error_in_f32 * its_error_in_f32;
+    through_o += its_share_through_o * its_share_through_o;
+  }
+};
+
+void raise(RoundingBound& bound, const Squares& squares, double factor) {
+  raise(bound.in_f32, factor * std::sqrt(squares.in_f32));
+  raise(bound.through_o, factor * std::sqrt(squares.through_o));
+}
+
 // Sums over the query heads and rows that share a key head.
 struct KeyHead {
   KeyHead(const Problem& p, const Sequence& s)
       : d_k(s.kv_len, p.head_dim),
         d_v(s.kv_len, p.head_dim_v),
-        d_s_magnitude(static_cast<std::size_t>(s.kv_len)),
-        d_s_through_o(d_s_magnitude.size()),
-        p_magnitude(d_s_magnitude.size()) {}
+        d_s(static_cast<std::size_t>(s.kv_len)),
+        weighted_d_o(d_s.size()) {}
 
   Matrix d_k, d_v;
-  std::vector<double> d_s_magnitude, d_s_through_o, p_magnitude;  // per key
+  std::vector<Squares> d_s, weighted_d_o;  // per key
 };
 
-// Sums over everything that reads one bias element.
-struct BiasSums {
-  explicit BiasSums(std::int64_t elements)
-      : d_bias(static_cast<std::size_t>(elements)),
-        magnitude(d_bias.size()),
-        through_o(d_bias.size()) {}
+// Sums over everything that reads one element of the bias or the sink.
+struct ElementSums {
+  explicit ElementSums(std::int64_t elements)
+      : sum(static_cast<std::size_t>(elements)), squares(sum.size()) {}
 
-  void add(std::int64_t at, float d_s, double its_magnitude, double its_share_through_o) {
-    d_bias[at] += d_s;
-    magnitude[at] += its_magnitude;
-    through_o[at] += its_share_through_o;
-  }
+  std::vector<float> sum;
+  std::vector<Squares> squares;
+};
 
-  std::vector<float> d_bias;
-  std::vector<double> magnitude, through_o;
+struct ScoreGradients {
+  ElementSums bias, sink;
 };
 
 class NaiveHead {
@@ -155,16 +166,17 @@ class NaiveHead {
         cap_slope_(s_.q_len, s_.kv_len),
         keep_(s_.q_len, s_.kv_len),
         o_(s_.q_len, p.head_dim_v),
-        lse_(static_cast<std::size_t>(s_.q_len), -kInfinity) {}
+        lse_(static_cast<std::size_t>(s_.q_len), -kInfinity),
+        weight_error_(lse_.size()) {}
 
   const Sequence& sequence() const { return s_; }
 
   void forward(NaiveRun& run);
-  void backward(NaiveRun& run, KeyHead& key_head, BiasSums& bias_sums, double& d_sink) const;
+  void backward(NaiveRun& run, KeyHead& key_head, ScoreGradients& gradients) const;
 
  private:
   void fill_visible(std::int64_t i, std::vector<std::uint8_t>& visible) const;
-  void fill_scores(NaiveRun& run);
+  void fill_scores();
   float slope() const;
   std::int64_t lse_index(std::int64_t i) const {
     return ((p_.varlen ? 0 : b_) * p_.heads_q + h_) * p_.seq_q + s_.q_begin + i;
@@ -186,6 +198,7 @@ class NaiveHead {
   Matrix scores_, cap_slope_, keep_;  // scores are −inf where masked
   Matrix o_;                          // as stored
   std::vector<float> lse_;
+  std::vector<double> weight_error_;  // relative, of exp(s − lse) in each row, in units of f32's u
 };
 
 float NaiveHead::slope() const {
@@ -218,7 +231,7 @@ void NaiveHead::fill_visible(std::int64_t i, std::vector<std::uint8_t>& visible)
   for (std::int64_t j = range.begin; j < range.end; ++j) visible[j] &= mask[j] != 0;
 }
 
-void NaiveHead::fill_scores(NaiveRun& run) {
+void NaiveHead::fill_scores() {
   const auto scale = static_cast<float>(p_.scale);
   const auto cap = static_cast<float>(c_.attention.softcap);
   const double p_drop = c_.attention.dropout_p;
@@ -231,8 +244,8 @@ void NaiveHead::fill_scores(NaiveRun& run) {
   }
   const float alibi_slope = slope();
   std::vector<std::uint8_t> visible(k_norm.size());
-  double magnitude = c_.sink.present() ? std::abs(sink()) : 0;
   for (std::int64_t i = 0; i < s_.q_len; ++i) {
+    double magnitude = c_.sink.present() ? std::abs(sink()) : 0;
     float* row = scores_[i];
     for (std::int64_t d = 0; d < p_.head_dim; ++d) {
       add_scaled(q_[i][d], k_transposed[d], s_.kv_len, row);
@@ -258,13 +271,13 @@ void NaiveHead::fill_scores(NaiveRun& run) {
       keep_[i][j] = p_drop == 0 ? 1 : dropout.kept(b_, h_, i, j) ? dropout.keep_scale : 0;
       raise(magnitude, std::abs(p_.scale) * q_norm * k_norm[j] + cap + std::abs(b) + distance);
     }
+    // A score and the LSE are rounded at that magnitude, and a few elementary steps come on top.
+    weight_error_[i] = 2 * (magnitude + 4);
   }
-  // A score and the LSE are rounded at that magnitude, and a few elementary steps come on top.
-  raise(run.weight, 2 * (magnitude + 4));
 }
 
 void NaiveHead::forward(NaiveRun& run) {
-  fill_scores(run);
+  fill_scores();
   const TensorView o = c_.tokens_view(run.results.o);
   std::vector<float> sum(static_cast<std::size_t>(p_.head_dim_v));
   for (std::int64_t i = 0; i < s_.q_len; ++i) {
@@ -285,15 +298,18 @@ void NaiveHead::forward(NaiveRun& run) {
     store(o, b_, h_, s_.q_begin + i, o_[i]);
     run.results.lse.set(lse_index(i), lse_[i]);
   }
-  raise(run.bounds[kO].magnitude, v_.largest() / (1 - c_.attention.dropout_p));
-  run.bounds[kLse].magnitude = 1;
+  const auto terms = static_cast<double>(s_.kv_len);
+  const double v_most = v_.largest() / (1 - c_.attention.dropout_p);
+  for (double error : weight_error_) {
+    raise(run.bounds[kO].in_f32, (error + std::sqrt(terms)) * v_most);
+    raise(run.bounds[kLse].in_f32, error + std::sqrt(terms));
+  }
   for (std::size_t index : {kO, kLse}) {
-    raise(run.bounds[index].terms, static_cast<double>(s_.kv_len));
+    raise(run.bounds[index].terms, terms);
   }
 }
 
-void NaiveHead::backward(NaiveRun& run, KeyHead& key_head, BiasSums& bias_sums,
-                         double& d_sink) const {
+void NaiveHead::backward(NaiveRun& run, KeyHead& key_head, ScoreGradients& gradients) const {
   const std::int64_t Dv = p_.head_dim_v;
   const Matrix d_o = load(c_.tokens_view(c_.d_o), b_, h_, s_.q_begin, s_.q_len);
   Matrix v_transposed(Dv, s_.kv_len);
@@ -302,6 +318,7 @@ void NaiveHead::backward(NaiveRun& run, KeyHead& key_head, BiasSums& bias_sums,
     v_norm[j] = norm(v_[j], Dv);
     for (std::int64_t d = 0; d < Dv; ++d) v_transposed[d][j] = v_[j][d];
   }
+  const double root_terms = std::sqrt(static_cast<double>(std::max(s_.kv_len, s_.q_len)));
   const double to_d_q = std::abs(p_.scale) * k_.largest();
   std::vector<float> d_p(v_norm.size());
   std::vector<float> d_q(static_cast<std::size_t>(p_.head_dim));
@@ -309,15 +326,23 @@ void NaiveHead::backward(NaiveRun& run, KeyHead& key_head, BiasSums& bias_sums,
     if (lse_[i] == -kInfinity) continue;
     const float d_lse = c_.d_lse.present() ? static_cast<float>(c_.d_lse.at(lse_index(i))) : 0;
     float delta = 0;
-    for (std::int64_t d = 0; d < Dv; ++d) delta += d_o[i][d] * o_[i][d];
+    double products = 0;
+    double d_o_most = 0;
+    for (std::int64_t d = 0; d < Dv; ++d) {
+      const float product = d_o[i][d] * o_[i][d];
+      delta += product;
+      products += static_cast<double>(product) * product;
+      raise(d_o_most, std::abs(d_o[i][d]));
+    }
+    const double through_o = std::sqrt(products);
     std::fill(d_p.begin(), d_p.end(), 0.0f);
     std::fill(d_q.begin(), d_q.end(), 0.0f);
     for (std::int64_t d = 0; d < Dv; ++d) {
       add_scaled(d_o[i][d], v_transposed[d], s_.kv_len, d_p.data());
     }
     const double d_o_norm = norm(d_o[i], Dv);
-    const double through_o = d_o_norm * norm(o_[i], Dv);
-    double row_magnitude = 0;
+    const double delta_magnitude = d_o_norm * norm(o_[i], Dv) + std::abs(d_lse);
+    double row_error = 0;
     for (std::int64_t j = 0; j < s_.kv_len; ++j) {
       if (scores_[i][j] == -kInfinity) continue;
       const float p = std::exp(scores_[i][j] - lse_[i]);
@@ -327,50 +352,49 @@ void NaiveHead::backward(NaiveRun& run, KeyHead& key_head, BiasSums& bias_sums,
       add_scaled(rounded(p * z, dtype_), d_o[i], Dv, key_head.d_v[j]);
       add_scaled(d_qk, q_[i], p_.head_dim, key_head.d_k[j]);
       add_scaled(d_qk, k_[j], p_.head_dim, d_q.data());
-      const double magnitude = p * (d_o_norm * v_norm[j] * z + through_o + std::abs(d_lse));
-      row_magnitude += magnitude;
-      key_head.d_s_magnitude[j] += magnitude;
-      key_head.d_s_through_o[j] += p * through_o;
-      key_head.p_magnitude[j] += p * z;
+      // dS = p (z dP − delta + d_lse): the weight's error, and that of the two inner products.
+      const double error = (weight_error_[i] + root_terms) * std::abs(d_s) +
+                           p * std::sqrt(Dv) * (d_o_norm * v_norm[j] * z + delta_magnitude);
+      row_error += error;
+      key_head.d_s[j].add(error, p * through_o);
+      key_head.weighted_d_o[j].add((weight_error_[i] + root_terms) * p * z * d_o_most, 0);
       if (c_.bias.present()) {
-        bias_sums.add(broadcast_row(in_.bias, b_, h_, i) + j, d_s, magnitude, p * through_o);
+        const std::int64_t at = broadcast_row(in_.bias, b_, h_, i) + j;
+        gradients.bias.sum[at] += d_s;
+        gradients.bias.squares[at].add(error, p * through_o);
       }
     }
     if (run.results.d_q.present()) {
       store(c_.tokens_view(run.results.d_q), b_, h_, s_.q_begin + i, d_q.data(), p_.scale);
     }
-    raise(run.bounds[kDQ].magnitude, to_d_q * row_magnitude);
+    raise(run.bounds[kDQ].in_f32, to_d_q * row_error);
     raise(run.bounds[kDQ].through_o, to_d_q * through_o);
     if (c_.sink.present()) {
-      const double p_sink = std::exp(sink() - lse_[i]);
-      d_sink += p_sink * (d_lse - delta);
-      run.bounds[kDSink].magnitude += p_sink * (std::abs(d_lse) + through_o);
-      run.bounds[kDSink].through_o += p_sink * through_o;
+      const float p_sink = std::exp(static_cast<float>(sink()) - lse_[i]);
+      gradients.sink.sum[h_] += p_sink * (d_lse - delta);
+      gradients.sink.squares[h_].add(
+          (weight_error_[i] + root_terms + std::sqrt(Dv)) * p_sink * delta_magnitude,
+          p_sink * through_o);
     }
   }
   raise(run.bounds[kDQ].terms, static_cast<double>(s_.kv_len));
   const double to_d_k = std::abs(p_.scale) * q_.largest();
   for (std::int64_t j = 0; j < s_.kv_len; ++j) {
-    raise(run.bounds[kDV].magnitude, key_head.p_magnitude[j] * d_o.largest());
-    raise(run.bounds[kDK].magnitude, key_head.d_s_magnitude[j] * to_d_k);
-    raise(run.bounds[kDK].through_o, key_head.d_s_through_o[j] * to_d_k);
+    raise(run.bounds[kDV], key_head.weighted_d_o[j], 1);
+    raise(run.bounds[kDK], key_head.d_s[j], to_d_k);
   }
 }
 
 // Query heads that share a key head, one after another.
 void run_key_head(const AttentionCase& c, const Inputs& in, const Problem& p, std::int64_t b,
-                  std::int64_t h_kv, NaiveRun& run, BiasSums& bias_sums) {
+                  std::int64_t h_kv, NaiveRun& run, ScoreGradients& gradients) {
   KeyHead key_head(p, sequence_of(p, in, b));
   std::int64_t queries = 0;
   for (std::int64_t h = h_kv * p.group(); h < (h_kv + 1) * p.group(); ++h) {
     NaiveHead head(c, in, p, b, h);
     head.forward(run);
     if (!c.backward()) continue;
-    double d_sink = 0;
-    head.backward(run, key_head, bias_sums, d_sink);
-    if (run.results.d_sink.present()) {
-      run.results.d_sink.set(h, run.results.d_sink.at(h) + d_sink);
-    }
+    head.backward(run, key_head, gradients);
     queries += head.sequence().q_len;
   }
   if (!c.backward()) return;
@@ -399,17 +423,19 @@ NaiveRun run_naive(const AttentionCase& attention_case) {
     if (tensor.present()) tensor.fill_zero();
   }
   for (std::int64_t i = 0; i < run.results.lse.elements(); ++i) run.results.lse.set(i, -kInfinity);
-  BiasSums bias_sums(c.backward() ? c.bias.elements() : 0);
+  ScoreGradients gradients{ElementSums(c.backward() ? c.bias.elements() : 0),
+                           ElementSums(c.backward() ? c.sink.elements() : 0)};
   for (std::int64_t b = 0; b < p.batch; ++b) {
-    for (std::int64_t h = 0; h < p.heads_kv; ++h) run_key_head(c, in, p, b, h, run, bias_sums);
+    for (std::int64_t h = 0; h < p.heads_kv; ++h) run_key_head(c, in, p, b, h, run, gradients);
   }
-  if (run.results.d_bias.present()) {
-    for (std::int64_t i = 0; i < c.bias.elements(); ++i) {
-      run.results.d_bias.set(i, bias_sums.d_bias[i]);
-      raise(run.bounds[kDBias].magnitude, bias_sums.magnitude[i]);
-      raise(run.bounds[kDBias].through_o, bias_sums.through_o[i]);
+  const auto finish = [](const ElementSums& sums, HostTensor& tensor, RoundingBound& bound) {
+    for (std::size_t i = 0; i < sums.sum.size(); ++i) {
+      tensor.set(static_cast<std::int64_t>(i), sums.sum[i]);
+      raise(bound, sums.squares[i], 1);
     }
-  }
+  };
+  finish(gradients.bias, run.results.d_bias, run.bounds[kDBias]);
+  finish(gradients.sink, run.results.d_sink, run.bounds[kDSink]);
   return run;
 }
 
@@ -427,11 +453,17 @@ double unit_roundoff(DType dtype) {
 }
 
 double rounding_allowance(const NaiveRun& naive, std::size_t index, DType dtype, DType stored,
-                          double largest) {
+                          const HostTensor& exact) {
   const RoundingBound& bound = naive.bounds[index];
+  double largest = 0;
+  for (std::int64_t i = 0; i < exact.elements(); ++i) {
+    if (std::isfinite(exact.at(i))) raise(largest, std::abs(exact.at(i)));
+  }
+  const double u = unit_roundoff(DType::f32);
+  const double extreme = 1 + std::sqrt(2 * std::log(std::max<double>(exact.elements(), 1)));
   const double half_denormal = stored == DType::f16 ? 0x1p-25 : 0x1p-150;
-  return unit_roundoff(DType::f32) * (naive.weight + std::sqrt(bound.terms)) * bound.magnitude +
-         unit_roundoff(dtype) * bound.through_o + unit_roundoff(stored) * largest + half_denormal;
+  return extreme * (u * bound.in_f32 + unit_roundoff(dtype) * bound.through_o) +
+         (u * std::sqrt(bound.terms) + unit_roundoff(stored)) * largest + half_denormal;
 }
 
 }  // namespace tessera::cli

@@ -8,19 +8,17 @@
 
 namespace tessera::cli {
 
-/// How rounding in f32 reaches one result, a sum of `terms` products whose magnitudes add up to at
-/// most `magnitude` and each of which carries a weight of the softmax.
+/// How rounding reaches one result, a sum of `terms` products each of which carries a weight of the
+/// softmax. Within a query row errors are added up; those of different rows, which have nothing to
+/// do with one another, as squares.
 struct RoundingBound {
-  double magnitude = 0;
+  double in_f32 = 0;     ///< Error of the products, in units of f32's roundoff.
+  double through_o = 0;  ///< What enters by delta, made of o as stored, in units of its roundoff.
   double terms = 0;
-  double through_o = 0;  ///< The part of `magnitude` that comes from o as stored (delta).
 };
 
 struct NaiveRun {
   Results results;
-  /// Relative error of a softmax weight exp(s − lse), in units of f32's roundoff: the magnitude at
-  /// which scores are rounded.
-  double weight = 0;
   std::array<RoundingBound, kResults.size()> bounds;  ///< In the order of kResults.
 };
 
@@ -31,12 +29,13 @@ NaiveRun run_naive(const AttentionCase& attention_case);
 /// Unit roundoff of a floating-point dtype: 2^-24, 2^-11, 2^-8 or 2^-53.
 double unit_roundoff(DType dtype);
 
-/// ε, what computing in f32 may add to kResults[index] when its elements are at most `largest` and
-/// stored as `stored`: with u f32's roundoff,
-///   u · (weight + √terms) · magnitude    the weights, and the sum's rounding (random signs)
-///   + u(dtype) · through_o               o's rounding on its way into delta
-///   + u(stored) · largest                the result's own rounding, or half a denormal
+/// ε, what computing in f32 may add to kResults[index], `exact` by the reference, when it is stored
+/// as `stored`. With u f32's roundoff, N the result's elements and c = 1 + √(2 ln N), about how
+/// many standard deviations the largest of N errors is away,
+///   c · (u · in_f32 + u(dtype) · through_o)   the products, and o's rounding on its way into delta
+///   + (u · √terms + u(stored)) · largest      the sum's rounding (random signs) and the result's
+///   + half a denormal
 double rounding_allowance(const NaiveRun& naive, std::size_t index, DType dtype, DType stored,
-                          double largest);
+                          const HostTensor& exact);
 
 }  // namespace tessera::cli
