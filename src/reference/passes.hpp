@@ -13,7 +13,11 @@ namespace tessera::reference {
 std::size_t forward_doubles(const Problem& problem);
 std::size_t backward_doubles(const Problem& problem);
 
-/// arguments.workspace holds as many doubles for each of problem.threads tasks.
+/// Tasks that run side by side: no more than there are heads to share among them, which also keeps
+/// the workspace of any problem within 64 bits.
+std::int64_t concurrent_tasks(const Problem& problem);
+
+/// arguments.workspace holds as many doubles for each of the concurrent tasks.
 void forward(const Problem& problem, const Arguments& arguments);
 void backward(const Problem& problem, const Arguments& arguments);
 
@@ -30,7 +34,7 @@ void for_each_unit(const Problem& problem, const Arguments& arguments, std::int6
     std::int64_t tasks;
   };
   Context context{body, reinterpret_cast<double*>(arguments.workspace), doubles, units,
-                  std::min<std::int64_t>(problem.threads, units)};
+                  std::min(concurrent_tasks(problem), units)};
   arguments.executor->parallel(
       static_cast<int>(context.tasks),
       [](void* opaque, int task) {

@@ -1,8 +1,16 @@
 #include "reference/rows.hpp"
 
+#include <algorithm>
+
 #include "reference/passes.hpp"
 
 namespace tessera::reference {
+
+std::int64_t concurrent_tasks(const Problem& problem) {
+  const std::int64_t heads = std::max<std::int64_t>(problem.batch, 1) * problem.heads_q;
+  return std::min<std::int64_t>(problem.threads, heads);
+}
+
 namespace {
 
 class ReferenceKernel final : public Kernel {
@@ -14,7 +22,7 @@ class ReferenceKernel final : public Kernel {
   std::size_t workspace_bytes() const override {
     const std::size_t per_task =
         problem_.pass == Pass::forward ? forward_doubles(problem_) : backward_doubles(problem_);
-    return sizeof(double) * per_task * problem_.threads;
+    return sizeof(double) * per_task * concurrent_tasks(problem_);
   }
 
   Status run(const Arguments& arguments) const override {

@@ -191,6 +191,19 @@ TEST(BadInput, Devices) {
   expect_backward_refused(with([&](Call& x) { cuda(x.d_inputs.d_v); }), {"d_v", "cuda", "cpu"});
 }
 
+TEST(BadInput, DevicesThatDoNotExist) {
+  for (const Device device : {Device{static_cast<DeviceType>(9), 0}, Device{DeviceType::cpu, 3},
+                              Device{DeviceType::cpu, -1}}) {
+    Call call;
+    for (TensorView* view :
+         {&call.inputs.q, &call.inputs.k, &call.inputs.v, &call.outputs.o, &call.outputs.lse,
+          &call.d_outputs.d_o, &call.d_inputs.d_q, &call.d_inputs.d_k, &call.d_inputs.d_v}) {
+      view->device = device;
+    }
+    expect_refused(call, {"q", "device"});
+  }
+}
+
 TEST(BadInput, CudaWithoutCuda) {
   bool has_cuda = false;
   for (const Implementation& row : implementations()) {

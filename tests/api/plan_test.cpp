@@ -234,6 +234,26 @@ TEST(Plans, WorkspaceIsLinearInTheSequence) {
   }
 }
 
+/// Whatever the sizes and threads, a workspace's size is a size and not its remainder by 2⁶⁴.
+TEST(Plans, WorkspaceNeverWraps) {
+  for (const std::string& row : rows_under_test()) {
+    std::size_t bytes[2] = {};
+    for (int x = 0; x < 2; ++x) {
+      Inputs inputs;
+      inputs.q = inputs.k = inputs.v =
+          TensorView::contiguous(nullptr, DType::f32, {1, 4, 2147483647, 512});
+      PlanOptions options;
+      options.implementation = row;
+      options.backward = true;
+      options.threads = x == 0 ? 1 : 2147483647;
+      const Result<Plan> plan = Plan::create({}, inputs, options);
+      if (!plan.ok()) continue;  // refusing such a number of threads is an answer too
+      bytes[x] = plan->forward_workspace_bytes() + plan->backward_workspace_bytes();
+    }
+    EXPECT_TRUE(bytes[1] == 0 || bytes[1] >= bytes[0]) << row << " " << bytes[1];
+  }
+}
+
 TEST(Plans, DevicesAndVersionAreThere) {
   EXPECT_FALSE(describe_devices().empty());
   EXPECT_NE(std::string(version()), "");

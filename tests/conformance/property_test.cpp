@@ -60,12 +60,9 @@ Case random_case(Random& random) {
   if (random.chance(0.25)) c.attention.dropout_p = 0.9 * random.uniform();
   if (random.chance(0.2)) c.attention.scale = random.normal();
   if (random.chance(0.3)) c.bias = random_extents(random);
-  // Packed sequences have no broadcast over queries that their lengths could be checked against.
-  if (c.bias && c.varlen()) c.bias->queries = true;
   c.bias_f32 = random.chance(0.3);
   c.bias_minus_infinity = random.chance(0.3) ? 0.3 : 0;
   if (random.chance(0.3)) c.mask = random_extents(random);
-  if (c.mask && c.varlen()) c.mask->queries = true;
   c.alibi_rank = random.chance(0.2) ? static_cast<int>(1 + random.below(2)) : 0;
   c.sink = random.chance(0.25);
   if (random.chance(0.3)) {
