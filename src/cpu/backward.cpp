@@ -71,12 +71,12 @@ class BackwardKernel final : public Kernel {
     };
     // A head in one part is finished by one task, whose worker's buffer serves the next head too.
     const std::int64_t heads = problem_.batch * problem_.heads_kv;
-    const std::int64_t buffers =
-        parts_ > 1 ? heads : std::min<std::int64_t>(problem_.threads, heads);
+    const std::int64_t buffers = parts_ > 1 ? buffered_sequences() * problem_.heads_kv
+                                            : std::min<std::int64_t>(problem_.threads, heads);
     d_k_ = plan_sums(problem_.head_dim, problem_.seq_kv, buffers);
     d_v_ = plan_sums(problem_.head_dim_v, problem_.seq_kv, buffers);
     d_q_ = plan_sums(problem_.head_dim, problem_.seq_q,
-                     parts_ > 1 ? problem_.batch * problem_.heads_q : 0);
+                     parts_ > 1 ? buffered_sequences() * problem_.heads_q : 0);
     workspace_bytes_ = layout.bytes();
   }
 
@@ -123,7 +123,10 @@ class BackwardKernel final : public Kernel {
     return run.arguments.workspace + workers_ + worker * worker_bytes_;
   }
 
-  /// f32 rows of sums, from the sequence's first key on.
+  /// A buffer of sums holds one head of one sequence, or of all packed sequences.
+  std::int64_t buffered_sequences() const { return problem_.varlen ? 1 : problem_.batch; }
+
+  /// f32 rows of sums, from the sequence's first row on.
   struct SumRows {
     float* data = nullptr;
     std::int64_t stride = 0;
@@ -136,9 +139,11 @@ class BackwardKernel final : public Kernel {
       const OutputRows rows = output_rows_of(problem_, out, b, h_kv, s.kv_begin);
       return {static_cast<float*>(rows.data), rows.stride};
     }
-    const std::int64_t buffer = parts_ > 1 ? b * problem_.heads_kv + h_kv : worker;
+    const std::int64_t buffer =
+        parts_ > 1 ? (problem_.varlen ? 0 : b) * problem_.heads_kv + h_kv : worker;
     auto* base = reinterpret_cast<float*>(run.arguments.workspace + sums.offset);
-    return {base + buffer * sums.buffer_floats, sums.padded};
+    const std::int64_t row = parts_ > 1 ? s.kv_begin : 0;
+    return {base + buffer * sums.buffer_floats + row * sums.padded, sums.padded};
   }
 
   /// Calls f(first key, count) for the runs of keys that belong to `part`.
@@ -250,7 +255,7 @@ class BackwardKernel final : public Kernel {
       OutputRows sums = d_q;
       if (!d_q_.in_place) {
         auto* base = reinterpret_cast<float*>(run.arguments.workspace + d_q_.offset);
-        const std::int64_t head = problem_.varlen ? h : b * problem_.heads_q + h;
+        const std::int64_t head = (problem_.varlen ? 0 : b) * problem_.heads_q + h;
         sums = {base + head * d_q_.buffer_floats + first * d_q_.padded, d_q_.padded, DType::f32};
       }
       if (turn > 0) tile.d_q_so_far = {sums.data, sums.stride, DType::f32};
