@@ -3,6 +3,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdio>
 #include <memory>
 #include <optional>
@@ -10,7 +11,6 @@
 #include <string>
 #include <vector>
 
-#include "bench/blas.hpp"
 #include "bench/measure.hpp"
 #include "bench/options.hpp"
 #include "bench/plot.hpp"
@@ -43,12 +43,24 @@ std::vector<Record> measure_suite(std::span<const Group> groups, bench::Meter& m
   }
   bar.erase();
   fmt::print("\n{}\n{}", groups.front().suite, bench::table(records));
+  notes.erase(std::unique(notes.begin(), notes.end()), notes.end());
   for (const std::string& note : notes) fmt::print("{}\n", note);
   std::fflush(stdout);
   return records;
 }
 
+// Where the records of a suite are drawn; "" for nowhere.
+std::string plot_prefix(const Flags& flags, const std::string& suite) {
+  if (flags.no_plot) return "";
+  if (flags.plot.empty()) return suite == kDemo ? "out/demo" : "";
+  return flags.suites.size() > 1 ? fmt::format("{}-{}", flags.plot, suite) : flags.plot;
+}
+
 void plot(const std::vector<Record>& records, const Machine& machine, const std::string& prefix) {
+  if (!bench::can_plot(records)) {
+    fmt::print("no plots of {}: it has one sequence length\n", records.front().suite);
+    return;
+  }
   const auto paths = bench::write_plots(records, machine, prefix);
   if (!paths) {
     fmt::print("no plots: gnuplot is not installed\n");
@@ -57,42 +69,55 @@ void plot(const std::vector<Record>& records, const Machine& machine, const std:
   fmt::print("plots: {}\n", fmt::join(*paths, " "));
 }
 
-// Where the records of a suite are drawn, if at all.
-std::string plot_prefix(const Flags& flags, const std::vector<Record>& records) {
-  if (flags.no_plot || records.empty() || !bench::can_plot(records)) return "";
-  const std::string& suite = records.front().suite;
-  if (flags.plot.empty()) return suite == kDemo ? "out/demo" : "";
-  return flags.suites.size() > 1 ? fmt::format("{}-{}", flags.plot, suite) : flags.plot;
+void write_json(OutputFile& file, const std::vector<std::vector<Record>>& suites,
+                const Machine& machine) {
+  std::vector<Record> all;
+  for (const auto& records : suites) all.insert(all.end(), records.begin(), records.end());
+  const std::string text = bench::to_json(all, machine);
+  const std::span<const std::byte> piece = std::as_bytes(std::span(text));
+  file.write({&piece, 1});
+  file.commit();
+  fmt::print("records: {}\n", file.path());
+}
+
+// Groups of one suite follow one another; each such run is one table.
+std::vector<std::span<const Group>> by_suite(const std::vector<Group>& groups) {
+  std::vector<std::span<const Group>> suites;
+  for (auto first = groups.begin(); first != groups.end();) {
+    const auto last = std::find_if(first, groups.end(),
+                                   [&](const Group& group) { return group.suite != first->suite; });
+    suites.emplace_back(first, last);
+    first = last;
+  }
+  return suites;
 }
 
 void run_bench(const Flags& flags) {
   const Machine machine = bench::describe_machine();
   const std::vector<Group> groups = bench::to_groups(flags, machine.cpus);
+  const std::vector<std::span<const Group>> suites = by_suite(groups);
+  // What cannot be written is told before minutes of measuring.
   std::optional<OutputFile> json;
   if (!flags.json.empty()) json.emplace("--json", flags.json);
   std::size_t steps = 0;
-  for (const Group& group : groups) steps += group.variants.size();
+  for (std::span<const Group> suite : suites) {
+    const std::string prefix = plot_prefix(flags, suite.front().suite);
+    if (!prefix.empty()) bench::check_plot_prefix(prefix);
+    for (const Group& group : suite) steps += group.variants.size();
+  }
 
   fmt::print("{}", bench::heading(machine));
   std::fflush(stdout);
   bench::Meter meter(flags.budget);
   bench::ProgressBar bar(static_cast<int>(steps));
-  std::vector<Record> all;
-  for (auto first = groups.begin(); first != groups.end();) {
-    const auto last = std::find_if(first, groups.end(),
-                                   [&](const Group& group) { return group.suite != first->suite; });
-    const std::vector<Record> records = measure_suite({first, last}, meter, bar);
-    const std::string prefix = plot_prefix(flags, records);
+  std::vector<std::vector<Record>> measured;
+  for (std::span<const Group> suite : suites) measured.push_back(measure_suite(suite, meter, bar));
+  if (json) write_json(*json, measured, machine);
+  for (const std::vector<Record>& records : measured) {
+    if (records.empty()) continue;
+    const std::string prefix = plot_prefix(flags, records.front().suite);
     if (!prefix.empty()) plot(records, machine, prefix);
-    all.insert(all.end(), records.begin(), records.end());
-    first = last;
   }
-  if (!json) return;
-  const std::string text = bench::to_json(all, machine);
-  const std::span<const std::byte> piece = std::as_bytes(std::span(text));
-  json->write({&piece, 1});
-  json->commit();
-  fmt::print("records: {}\n", json->path());
 }
 
 }  // namespace

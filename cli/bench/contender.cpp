@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 
 #include "bench/blas.hpp"
 #include "bench/buffer.hpp"
@@ -204,17 +203,17 @@ std::unique_ptr<Contender> make_contender(const Case& problem, const Variant& va
   return std::make_unique<TesseraContender>(problem, variant, mask, tensors);
 }
 
-std::string standard_refusal(const Case& problem, const Variant& variant) {
-  if (!have_blas()) return "this build found no BLAS";
-  if (variant.mask.pattern != Pattern::dense) return "it has no block masks";
+std::string standard_refusal(const Case& problem) {
+  if (!have_blas()) return "standard left out: this build found no BLAS";
   constexpr double kGiB = 1024.0 * 1024.0 * 1024.0;
-  const auto bytes = static_cast<double>(standard_extra_bytes(problem));
-  const auto available = available_memory();
-  const double limit = std::min(4 * kGiB, available ? 0.5 * static_cast<double>(*available)
-                                                    : std::numeric_limits<double>::infinity());
+  const double elements = static_cast<double>(problem.seq_q) * static_cast<double>(problem.seq_kv);
+  const double bytes = elements * (problem.pass == Pass::backward ? 8 : 4);
+  const std::optional<std::int64_t> available = available_memory();
+  const double limit =
+      available ? std::min(2 * kGiB, 0.5 * static_cast<double>(*available)) : 2 * kGiB;
   if (bytes <= limit) return "";
-  return fmt::format("its scores take {:.1f} GiB of the {:.1f} GiB allowed", bytes / kGiB,
-                     limit / kGiB);
+  return fmt::format("standard {} {} left out: its scores take {:.1f} GiB of {:.1f} GiB allowed",
+                     name_of(problem.pass), shape_label(problem), bytes / kGiB, limit / kGiB);
 }
 
 }  // namespace tessera::cli::bench

@@ -52,7 +52,7 @@ class Contender {
 std::unique_ptr<Contender> make_contender(const Case& problem, const Variant& variant,
                                           const BlockMask* mask, Tensors& tensors);
 
-/// Why standard attention does not compute a variant here, in one line; empty if it does.
-std::string standard_refusal(const Case& problem, const Variant& variant);
+/// Why standard attention is left out of a case here, in one line; empty if it is not.
+std::string standard_refusal(const Case& problem);
 
 }  // namespace tessera::cli::bench

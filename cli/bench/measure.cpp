@@ -114,11 +114,9 @@ std::vector<Record> Meter::measure(const Group& group, const Progress& progress,
   std::vector<Running> all;
   for (const Variant& variant : group.variants) {
     progress(label_of(group, variant));
-    const std::string refusal =
-        variant.impl == "standard" ? standard_refusal(problem, variant) : "";
+    const std::string refusal = variant.impl == "standard" ? standard_refusal(problem) : "";
     if (!refusal.empty()) {
-      notes.push_back(fmt::format("standard {} {} left out: {}", name_of(problem.pass),
-                                  shape_label(problem), refusal));
+      notes.push_back(refusal);
       continue;
     }
     Running& r = all.emplace_back();

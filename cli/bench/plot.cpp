@@ -211,14 +211,17 @@ bool can_plot(const std::vector<Record>& records) {
   });
 }
 
-std::optional<std::vector<std::string>> write_plots(const std::vector<Record>& records,
-                                                    const Machine& machine,
-                                                    const std::string& prefix) {
+void check_plot_prefix(const std::string& prefix) {
   const fs::path folder = fs::path(prefix).parent_path();
   std::error_code error;
   if (!folder.empty()) fs::create_directories(folder, error);
   if (error) fail("--plot: {}, expected a prefix in a folder that can be made", prefix);
+  const OutputFile writable("--plot", prefix + "-runtime.png");
+}
 
+std::optional<std::vector<std::string>> write_plots(const std::vector<Record>& records,
+                                                    const Machine& machine,
+                                                    const std::string& prefix) {
   const std::vector<Series> series = series_of(records);
   const std::string subtitle =
       fmt::format("{}; {}, {}, {}", common_label(records), machine.cpu, machine.blas,

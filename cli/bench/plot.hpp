@@ -34,8 +34,11 @@ std::string plot_script(Quantity quantity, const std::vector<Series>& series,
 /// Whether there is anything to draw: two sequence lengths at least.
 bool can_plot(const std::vector<Record>& records);
 
-/// Writes PREFIX-runtime and PREFIX-memory, each .png and .svg, making the folder if need be, and
-/// returns their paths; nothing, if there is no gnuplot here. Throws Error if it fails.
+/// Makes the prefix's folder. Throws Error if plots could not be written there.
+void check_plot_prefix(const std::string& prefix);
+
+/// Writes PREFIX-runtime and PREFIX-memory, each .png and .svg, and returns their paths; nothing,
+/// if there is no gnuplot here. Throws Error if it fails.
 std::optional<std::vector<std::string>> write_plots(const std::vector<Record>& records,
                                                     const Machine& machine,
                                                     const std::string& prefix);

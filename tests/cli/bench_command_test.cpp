@@ -94,6 +94,7 @@ TEST_F(BenchCommand, BadInputIsOneLineThatNamesTheArgument) {
       {{"--seq", "64", "--device", "abacus"}, "--device"},
       {{"--seq", "64", "--threads", "0"}, "--threads"},
       {{"--seq", "64", "--json", "/no/such/folder/a.json"}, "--json"},
+      {{"--seq", "64", "--plot", "/dev/null/p"}, "--plot"},
       {{"core", "--seq", "64"}, "suite"},
   };
   for (const auto& [arguments, name] : cases) {
