@@ -1,8 +1,10 @@
 // Whatever is wrong with its input, tessera says so in one line, exits with 2 and leaves no file.
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <csignal>
 #include <cstdint>
 #include <filesystem>
 #include <string>
@@ -258,6 +260,25 @@ TEST_F(BadInput, UnwritableFolder) {
       folder_ / "folder", std::filesystem::perms::owner_read | std::filesystem::perms::owner_exec);
   expect_run_refused({"--out", "F/folder/o.npy"},
                      "--out F/folder/o.npy: cannot write: Permission denied");
+}
+
+// As on a full disk: the second output cannot be completed, so the first does not appear either.
+TEST_F(BadInput, OutputsThatCannotBeCompleted) {
+  rlimit limit{};
+  ASSERT_EQ(::getrlimit(RLIMIT_FSIZE, &limit), 0);
+  const rlimit small{512, limit.rlim_max};
+  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &small), 0);
+  const auto handler = std::signal(SIGXFSZ, SIG_IGN);
+  const Outcome outcome =
+      run_tessera({"run", "--q", folder_ / "q.npy", "--k", folder_ / "k.npy", "--v",
+                   folder_ / "v.npy", "--out", folder_ / "o.npy", "--lse", folder_ / "lse.npy"});
+  std::signal(SIGXFSZ, handler);
+  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &limit), 0);
+  EXPECT_EQ(outcome.exit_code, 2);
+  EXPECT_TRUE(outcome.one_error_line()) << outcome.err;
+  EXPECT_EQ(outcome.err,
+            "tessera: --out " + (folder_ / "o.npy") + ": cannot write: File too large\n");
+  EXPECT_EQ(folder_.names().size(), files_);
 }
 
 TEST_F(BadInput, OtherCommands) {
