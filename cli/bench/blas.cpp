@@ -5,7 +5,9 @@
 #ifdef TESSERA_HAVE_CBLAS
 #include <cblas.h>
 
-#include <cstring>
+#include <sstream>
+#include <string>
+#include <vector>
 
 extern "C" {
 // OpenBLAS has these beyond the common interface; with another BLAS they are null.
@@ -19,11 +21,13 @@ bool have_blas() { return true; }
 
 std::string blas_name() {
   if (openblas_get_config == nullptr) return "BLAS";
-  // "OpenBLAS 0.3.21 DYNAMIC_ARCH …": the first two words are the name.
-  const char* config = openblas_get_config();
-  const char* second = std::strchr(config, ' ');
-  const char* end = second == nullptr ? nullptr : std::strchr(second + 1, ' ');
-  return end == nullptr ? config : std::string(config, end);
+  // "OpenBLAS 0.3.21 DYNAMIC_ARCH NO_AFFINITY SkylakeX MAX_THREADS=128": name, version, and the
+  // processor whose kernels it chose, which an old OpenBLAS may get wrong on a new processor.
+  std::istringstream config(openblas_get_config());
+  std::vector<std::string> words;
+  for (std::string word; config >> word;) words.push_back(word);
+  if (words.size() < 4) return openblas_get_config();
+  return words[0] + " " + words[1] + " for " + words[words.size() - 2];
 }
 
 void set_blas_threads(int threads) {
