@@ -269,15 +269,15 @@ TEST_F(BadInput, OutputsThatCannotBeCompleted) {
   const rlimit small{512, limit.rlim_max};
   ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &small), 0);
   const auto handler = std::signal(SIGXFSZ, SIG_IGN);
-  const Outcome outcome =
-      run_tessera({"run", "--q", folder_ / "q.npy", "--k", folder_ / "k.npy", "--v",
-                   folder_ / "v.npy", "--out", folder_ / "o.npy", "--lse", folder_ / "lse.npy"});
+  const Outcome outcome = run_tessera({"run", "--q", folder_ / "q.npy", "--k", folder_ / "k.npy",
+                                       "--v", folder_ / "v.npy", "--lse", folder_ / "lse.npy",
+                                       "--dout", folder_ / "q.npy", "--dq", folder_ / "dq.npy"});
   std::signal(SIGXFSZ, handler);
   ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &limit), 0);
   EXPECT_EQ(outcome.exit_code, 2);
   EXPECT_TRUE(outcome.one_error_line()) << outcome.err;
   EXPECT_EQ(outcome.err,
-            "tessera: --out " + (folder_ / "o.npy") + ": cannot write: File too large\n");
+            "tessera: --dq " + (folder_ / "dq.npy") + ": cannot write: File too large\n");
   EXPECT_EQ(folder_.names().size(), files_);
 }
 
