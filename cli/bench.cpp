@@ -45,6 +45,7 @@ std::vector<Record> measure_suite(std::span<const Group> groups, bench::Meter& m
   fmt::print("\n{}\n{}", groups.front().suite, bench::table(records));
   notes.erase(std::unique(notes.begin(), notes.end()), notes.end());
   for (const std::string& note : notes) fmt::print("{}\n", note);
+  fmt::print("{}", bench::disturbance(records));
   std::fflush(stdout);
   return records;
 }

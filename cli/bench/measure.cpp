@@ -11,6 +11,7 @@
 
 #include "bench/ceiling.hpp"
 #include "bench/contender.hpp"
+#include "bench/cpu_wait.hpp"
 #include "bench/memory_probe.hpp"
 #include "bench/statistics.hpp"
 #include "error.hpp"
@@ -51,6 +52,7 @@ struct Meter::Running {
   std::size_t fewest_samples = kFewestSamples;
   std::vector<double> seconds;  // of one run, sample by sample
   std::vector<double> ceilings;
+  CpuTimes cpu;  // during the samples
 
   double spent() const {
     return static_cast<double>(runs_per_sample) *
@@ -78,9 +80,11 @@ void Meter::sample(Running& r) {
   Team& ceiling_team = team(r.variant.threads);
   const Isa isa = r.contender->isa();
   r.ceilings.push_back(multiply_add_gflops(isa, ceiling_team, kBurstSeconds));
+  const CpuTimes before = cpu_times();
   const Clock::time_point start = Clock::now();
   for (std::int64_t i = 0; i < r.runs_per_sample; ++i) r.contender->run();
   r.seconds.push_back(seconds_since(start) / static_cast<double>(r.runs_per_sample));
+  r.cpu = r.cpu + (cpu_times() - before);
   r.ceilings.push_back(multiply_add_gflops(isa, ceiling_team, kBurstSeconds));
   settle(r);
 }
@@ -166,6 +170,7 @@ Record Meter::to_record(const Group& group, const Running& r) {
   record.ceiling_isa = r.contender->isa();
   record.ceiling_gflops = median(r.ceilings);
   record.ceiling_gflops_best = maximum(r.ceilings);
+  record.waited = waiting_share(r.cpu);
   record.peak_extra_bytes = r.peak_bytes;
   record.workspace_bytes = r.contender->workspace_bytes();
   return record;

@@ -81,6 +81,7 @@ nlohmann::ordered_json json_of(const Record& r, const Machine& machine) {
   json["ceiling_gflops_best"] = r.ceiling_gflops_best;
   json["share"] = r.share();
   json["share_best"] = r.share_best();
+  json["waited_for_cpu"] = r.waited;
   json["peak_extra_bytes"] = r.peak_extra_bytes;
   json["workspace_bytes"] = r.workspace_bytes;
   json["input_output_bytes"] = input_output_bytes(p);

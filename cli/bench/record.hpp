@@ -25,6 +25,7 @@ struct Record {
   Isa ceiling_isa = Isa::portable;
   double ceiling_gflops = 0;          ///< Median of the bursts beside the samples.
   double ceiling_gflops_best = 0;     ///< The fastest of them.
+  double waited = 0;                  ///< Share of its threads' time without a free CPU.
   std::int64_t peak_extra_bytes = 0;  ///< Beyond inputs and outputs.
   std::int64_t workspace_bytes = 0;   ///< Of which set aside before the run.
   double copy_gbytes_per_s = 0;       ///< Copy bandwidth with as many threads.

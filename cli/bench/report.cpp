@@ -97,6 +97,19 @@ std::string table(const std::vector<Record>& records) {
   return text.to_string();
 }
 
+std::string disturbance(const std::vector<Record>& records) {
+  constexpr double kTolerable = 0.05;
+  double worst = 0;
+  for (const Record& r : records) {
+    if (r.impl != "standard") worst = std::max(worst, r.waited);  // BLAS's own threads may compete
+  }
+  if (worst <= kTolerable) return "";
+  return fmt::format(
+      "disturbed: other programs had the CPUs for up to {:.0f}% of these runs' time, so shares are "
+      "too low\n",
+      100 * worst);
+}
+
 std::string format_ms(double ms) {
   if (ms >= 1000) return fmt::format("{:.0f}", ms);
   return fmt::format("{:.{}f}", ms, ms >= 100 ? 1 : ms >= 10 ? 2 : ms >= 1 ? 3 : 4);

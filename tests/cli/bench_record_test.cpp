@@ -70,12 +70,13 @@ TEST(Records, JsonIsAListWithEveryKey) {
   ASSERT_TRUE(json.is_array());
   ASSERT_EQ(json.size(), 5u);
   for (const auto& entry : json) {
-    for (const char* key :
-         {"suite",    "impl",       "device",         "pass",    "dtype",
-          "batch",    "heads_q",    "heads_kv",       "seq_q",   "seq_kv",
-          "head_dim", "head_dim_v", "causal",         "density", "threads",
-          "ms",       "gflops",     "ceiling_gflops", "share",   "peak_extra_bytes",
-          "date",     "cpu",        "version",        "commit"}) {
+    for (const char* key : {"suite",          "impl",           "device",   "pass",
+                            "dtype",          "batch",          "heads_q",  "heads_kv",
+                            "seq_q",          "seq_kv",         "head_dim", "head_dim_v",
+                            "causal",         "density",        "threads",  "ms",
+                            "gflops",         "ceiling_gflops", "share",    "peak_extra_bytes",
+                            "waited_for_cpu", "date",           "cpu",      "version",
+                            "commit"}) {
       EXPECT_TRUE(entry.contains(key)) << key;
     }
   }
@@ -97,6 +98,13 @@ TEST(Report, LeavesOutEmptyColumns) {
   const std::string plain = table({record("cpu_avx2", 1, 100)});
   EXPECT_EQ(plain.find("vs "), std::string::npos);
   EXPECT_NE(plain.find("80.0%"), std::string::npos);
+}
+
+TEST(Report, TellsOfOtherProgramsOnTheMachine) {
+  std::vector<Record> records = group();
+  EXPECT_EQ(disturbance(records), "");
+  records[1].waited = 0.4;
+  EXPECT_NE(disturbance(records).find("40%"), std::string::npos);
 }
 
 TEST(Report, FormatsNumbersShortly) {
