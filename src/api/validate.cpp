@@ -272,6 +272,22 @@ Status check_attention(const Attention& a) {
   return {};
 }
 
+/// The device must be one of this build's backends' and exist. A backend without rows says why
+/// later.
+Status check_device(const Device& device) {
+  const Backend& backend = backend_of(device.type);
+  if (backend.device != device.type) {
+    return invalid(
+        fmt::format("q: device type {}, expected cpu or cuda", static_cast<unsigned>(device.type)));
+  }
+  if (!backend.absent().empty()) return {};
+  if (device.index < 0 || device.index >= backend.count()) {
+    return invalid(fmt::format("q: device {}:{}, expected an index of 0 to {}",
+                               name_of(device.type), device.index, backend.count() - 1));
+  }
+  return {};
+}
+
 Status check_sizes(const Problem& p) {
   const auto bounded = [](const char* name, std::int64_t value, std::int64_t low,
                           std::int64_t high) -> Status {
@@ -326,6 +342,7 @@ Result<Problem> make_problem(const Attention& a, const Inputs& in, Pass pass,
   if (in.q.dtype == DType::i32 || in.q.dtype == DType::boolean) {
     return invalid(fmt::format("q: dtype {}, expected f32, f16, bf16 or f64", name_of(in.q.dtype)));
   }
+  TESSERA_RETURN_IF_ERROR(check_device(in.q.device));
   p.pass = pass;
   p.device = in.q.device;
   p.dtype = in.q.dtype;

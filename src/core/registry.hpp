@@ -55,6 +55,8 @@ struct Backend {
   std::span<const Row> rows;
   /// Why there are no rows at all (a build without this backend), or empty.
   std::string (*absent)();
+  /// How many devices of this kind there are.
+  int (*count)();
   /// One line per device of this kind.
   std::vector<std::string> (*describe)();
   /// Workspace for the one-call API: null on failure. `stream` orders the release after the work.

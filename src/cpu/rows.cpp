@@ -38,6 +38,8 @@ std::string needs_avx2() { return "this build is not for x86"; }
 std::string needs_avx512() { return "this build is not for x86"; }
 #endif
 
+int count() { return 1; }
+
 std::vector<std::string> describe() {
   const CpuInfo& info = cpu_info();
   return {"cpu: " + info.model + ", " + std::to_string(info.threads) + " threads, caches " +
@@ -72,7 +74,7 @@ const Backend& backend() {
       reference::kReferenceRow,
   }};
   static const Backend kBackend = {
-      DeviceType::cpu,        kRows,   absent, describe, allocate, release,
+      DeviceType::cpu,        kRows,   absent, count, describe, allocate, release,
       /*host_readable=*/true, executor};
   return kBackend;
 }

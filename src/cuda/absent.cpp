@@ -7,6 +7,7 @@ namespace {
 std::string absent() {
   return "this build has no CUDA support; configure with -DTESSERA_CUDA=ON and a CUDA toolkit";
 }
+int count() { return 0; }
 std::vector<std::string> describe() { return {"cuda: " + absent()}; }
 void* allocate(std::size_t, Device, void*) { return nullptr; }
 void release(void*, Device, void*) {}
@@ -16,8 +17,9 @@ Executor* executor(Executor* requested) { return requested; }
 }  // namespace
 
 const Backend& backend() {
-  static const Backend kBackend = {
-      DeviceType::cuda, {}, absent, describe, allocate, release, /*host_readable=*/false, executor};
+  static const Backend kBackend = {DeviceType::cuda, {},       absent,  count,
+                                   describe,         allocate, release, /*host_readable=*/false,
+                                   executor};
   return kBackend;
 }
 

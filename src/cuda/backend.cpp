@@ -27,6 +27,13 @@ class DeviceGuard {
 
 std::string absent() { return "the CUDA backend has no kernels yet"; }
 
+int count() {
+  int devices = 0;
+  if (cudaGetDeviceCount(&devices) == cudaSuccess) return devices;
+  cudaGetLastError();
+  return 0;
+}
+
 std::vector<std::string> describe() {
   int count = 0;
   const cudaError_t error = cudaGetDeviceCount(&count);
@@ -67,8 +74,9 @@ Executor* executor(Executor* requested) { return requested; }
 }  // namespace
 
 const Backend& backend() {
-  static const Backend kBackend = {
-      DeviceType::cuda, {}, absent, describe, allocate, release, /*host_readable=*/false, executor};
+  static const Backend kBackend = {DeviceType::cuda, {},       absent,  count,
+                                   describe,         allocate, release, /*host_readable=*/false,
+                                   executor};
   return kBackend;
 }
 
