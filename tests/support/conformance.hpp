@@ -8,7 +8,8 @@
 
 namespace tessera::test {
 
-/// Whether TESSERA_TEST_REDUCED=1 asks for a small sweep (sanitizers are slow).
+/// Whether TESSERA_TEST_REDUCED=1 asks for a small sweep (sanitizers are slow): `check_case` then
+/// runs one case in a few.
 bool reduced();
 
 /// Names of the rows under test: all that this machine can run with host tensors, or only
