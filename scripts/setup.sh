@@ -38,7 +38,8 @@ if [ "$(id -u)" -ne 0 ]; then
   as_root=(sudo)
 fi
 echo "setup: installing ${missing[*]}"
-"${as_root[@]}" apt-get update -q || fail "apt-get update failed; missing packages: ${missing[*]}"
+# A source of the user's own that fails to update must not stand in the way of the distribution's.
+"${as_root[@]}" apt-get update -q || echo "setup: apt-get update failed, trying to install anyway" >&2
 "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
   apt-get install -y -q --no-install-recommends "${missing[@]}" ||
   fail "apt-get install failed; missing packages: ${missing[*]}"
