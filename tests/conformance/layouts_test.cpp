@@ -1,6 +1,7 @@
 // Strides: BSHD, padded rows, packed QKV with packed gradients, keys shared by all heads (stride
 // 0), a sequence that runs backwards.
 #include <gtest/gtest.h>
+#include <sys/mman.h>
 
 #include "support/conformance.hpp"
 
@@ -96,6 +97,82 @@ TEST(Layouts, ResultsThatAreNotAskedForChangeNothing) {
             << row << ", gradient " << g << " of set " << wanted;
       }
     }
+  }
+}
+
+/// Address space for tensors whose heads lie more than 2³² bytes and 2³¹ elements apart; only the
+/// pages that are touched take memory.
+class Reservation {
+ public:
+  explicit Reservation(std::size_t bytes)
+      : bytes_(bytes),
+        memory_(mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)) {}
+  ~Reservation() {
+    if (ok()) munmap(memory_, bytes_);
+  }
+  Reservation(const Reservation&) = delete;
+  Reservation& operator=(const Reservation&) = delete;
+  bool ok() const { return memory_ != MAP_FAILED; }
+  float* data() const { return static_cast<float*>(memory_); }
+
+ private:
+  std::size_t bytes_;
+  void* memory_;
+};
+
+TEST(Layouts, OffsetsBeyond32Bits) {
+  Case c;
+  c.batch = 1;
+  c.seq_q = 40;
+  c.seq_kv = 50;
+  c.head_dim = c.head_dim_v = 32;
+  const Workload w = make_workload(c);
+  constexpr std::int64_t kApart = (std::int64_t{1} << 31) + 64;  // elements from head to head
+  constexpr std::int64_t kSlot = 1 << 16;
+  const Reservation memory(static_cast<std::size_t>(kApart + 16 * kSlot) * sizeof(float));
+  if (!memory.ok()) GTEST_SKIP() << "no address space for it";
+  int slot = 0;
+  const auto far_apart = [&](const Tensor& like) {
+    TensorView view = like.view();
+    view.data = memory.data() + kSlot * slot++;
+    view.stride[1] = kApart;
+    for (std::int64_t x = 0; x < like.count(); ++x) {
+      static_cast<float*>(view.data)[x / (like.count() / 2) * kApart + x % (like.count() / 2)] =
+          static_cast<float*>(like.view().data)[x];
+    }
+    return view;
+  };
+  const auto expect_equal = [](const TensorView& view, const Tensor& expected, const char* name) {
+    const std::int64_t head = expected.count() / 2;
+    for (std::int64_t x = 0; x < expected.count(); ++x) {
+      ASSERT_EQ(static_cast<const float*>(view.data)[x / head * kApart + x % head],
+                static_cast<float>(expected.get(x)))
+          << name << " " << x;
+    }
+  };
+  for (const std::string& row : rows_under_test()) {
+    const Results near = make_results(c);
+    ASSERT_TRUE(run_case(c, w, near, row).status.ok());
+    slot = 0;
+    Inputs inputs;
+    inputs.q = far_apart(w.q);
+    inputs.k = far_apart(w.k);
+    inputs.v = far_apart(w.v);
+    const Results unused = make_results(c);
+    const Outputs outputs{far_apart(unused.o), far_apart(unused.lse)};
+    const InputGradients gradients{
+        far_apart(unused.d_q), far_apart(unused.d_k), far_apart(unused.d_v), {}, {}};
+    PlanOptions options;
+    options.implementation = row;
+    ASSERT_TRUE(attention_forward({}, inputs, outputs, options).ok());
+    ASSERT_TRUE(
+        attention_backward({}, inputs, outputs, {far_apart(w.d_o), {}}, gradients, options).ok());
+    expect_equal(outputs.o, near.o, "o");
+    expect_equal(outputs.lse, near.lse, "lse");
+    expect_equal(gradients.d_q, near.d_q, "d_q");
+    expect_equal(gradients.d_k, near.d_k, "d_k");
+    expect_equal(gradients.d_v, near.d_v, "d_v");
   }
 }
 

@@ -266,6 +266,7 @@ std::string Case::describe() const {
   add(logits != 1, fmt::format("logits={}", logits));
   add(d_lse, "d_lse");
   add(!backward, "forward-only");
+  add(threads > 0, fmt::format("threads={}", threads));
   return s;
 }
 

@@ -50,6 +50,7 @@ struct Case {
   double logits = 1;  ///< Rough magnitude of the scores' standard deviation.
   bool d_lse = false;
   bool backward = true;
+  int threads = 0;  ///< As in PlanOptions: how many tasks the work is cut for.
 
   bool varlen() const { return !cu_seqlens_q.empty(); }
   bool bias_gradient() const { return backward && bias.has_value(); }

@@ -30,10 +30,11 @@ Attempt run_case(const Case& c, const Workload& w, const Results& results, const
 /// The oracle: the reference in f64 on the inputs as rounded to the case's dtype.
 Results oracle_results(const Case& c, const Workload& w);
 
-/// Checks every row under test: against the oracle within 2 · max|naive − oracle| + ε, that a
-/// second run gives the same bits, that nothing but the results was written, and that the row asked
-/// for is the one that ran. Failures name the row, the case, and the worst element. Rows may refuse
-/// a case only with StatusCode::unsupported and a reason; refusals are counted.
+/// Checks every row under test, with a number of threads that varies from case to case: against the
+/// oracle within 2 · max|naive − oracle| + ε, that a second run gives the same bits, that nothing
+/// but the results was written, and that the row asked for is the one that ran. Failures name the
+/// row, the case, and the worst element. Rows may refuse a case only with StatusCode::unsupported
+/// and a reason; refusals are counted.
 void check_case(const Case& c);
 
 /// How far from exact a row's results may be on a workload of the case.
