@@ -21,8 +21,8 @@ std::int64_t choose_parts(const Problem& p, const Blocking& blocking) {
   const std::int64_t heads = std::max<std::int64_t>(p.batch * p.heads_kv, 1);
   const std::int64_t tiles = (p.seq_q + blocking.tile_q - 1) / blocking.tile_q * p.group();
   const std::int64_t units = (p.seq_kv + blocking.block_kv - 1) / blocking.block_kv;
-  const std::int64_t most =
-      std::max<std::int64_t>(std::min({tiles, units, (4 * p.threads + heads - 1) / heads}), 1);
+  const std::int64_t most = std::max<std::int64_t>(
+      std::min({tiles, units, (4 * std::int64_t{p.threads} + heads - 1) / heads}), 1);
   std::int64_t best = 1;
   double best_busy = 0;
   for (std::int64_t parts = 1; parts <= most && best_busy < 0.95; ++parts) {
