@@ -53,6 +53,64 @@ struct GivenScores {
   }
 };
 
+/// Two keys with scores 0 and x, V the identity: o = softmax(0, x), one query for each x. Half a
+/// rounding each for x · log₂ e and its exponential's argument, at the magnitude of x; and a few
+/// for the exponential itself and the division.
+TEST(Numerics, TheExponentialIsGoodToAFewRoundings) {
+  Case c;
+  c.batch = c.heads_q = c.heads_kv = 1;
+  c.seq_q = 40001;
+  c.seq_kv = c.head_dim_v = 2;
+  c.head_dim = 1;
+  c.attention.scale = 1;
+  c.backward = false;
+  Workload w = make_workload(c);
+  for (std::int64_t i = 0; i < c.seq_q; ++i) w.q.set(i, (static_cast<double>(i) - 20000) / 1000);
+  for (std::int64_t j = 0; j < 2; ++j) {
+    w.k.set(j, static_cast<double>(j));
+    for (std::int64_t d = 0; d < 2; ++d) w.v.set(2 * j + d, j == d ? 1 : 0);
+  }
+  for (const std::string& row : rows_under_test()) {
+    const Results r = make_results(c);
+    ASSERT_TRUE(run_case(c, w, r, row).status.ok());
+    for (std::int64_t i = 0; i < c.seq_q; ++i) {
+      const double x = w.q.get(i);
+      const double roundings = 0x1p-24 * (2 * std::abs(x) + 5);
+      for (int d = 0; d < 2; ++d) {
+        const double p = 1 / (1 + std::exp(d == 0 ? x : -x));
+        ASSERT_NEAR(r.o.get(2 * i + d), p, roundings * p) << row << ", score " << x;
+      }
+    }
+  }
+}
+
+/// With one key the LSE is its score.
+TEST(Numerics, TheSoftcapIsGoodToAFewRoundings) {
+  for (double cap : {0.5, 1.0, 30.0}) {
+    Case c;
+    c.batch = c.heads_q = c.heads_kv = 1;
+    c.seq_q = 20001;
+    c.seq_kv = c.head_dim = c.head_dim_v = 1;
+    c.attention.scale = 1;
+    c.attention.softcap = cap;
+    c.backward = false;
+    Workload w = make_workload(c);
+    w.k.fill(1);
+    for (std::int64_t i = 0; i < c.seq_q; ++i) {
+      w.q.set(i, cap * (static_cast<double>(i) - 10000) / 1000);
+    }
+    for (const std::string& row : rows_under_test()) {
+      const Results r = make_results(c);
+      ASSERT_TRUE(run_case(c, w, r, row).status.ok());
+      for (std::int64_t i = 0; i < c.seq_q; ++i) {
+        const double s = cap * std::tanh(w.q.get(i) / cap);
+        // One key: l = 1, so nothing but the score and its change of base is rounded.
+        ASSERT_NEAR(r.lse.get(i), s, 0x1p-24 * 8 * std::abs(s)) << row << ", cap " << cap;
+      }
+    }
+  }
+}
+
 TEST(Numerics, OneScoreFarAboveTheRestTakesAll) {
   for (DType dtype : kDtypes) {
     for (int winner : {0, 17, 99}) {
