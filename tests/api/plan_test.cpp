@@ -47,7 +47,7 @@ struct Planned {
 
 TEST(Plans, TheEnvironmentForcesARow) {
   const Planned problem;
-  for (const std::string& row : rows_under_test()) {
+  for (const std::string& row : host_rows_under_test()) {
     const ScopedVariable forced("TESSERA_FORCE", row.c_str());
     const Result<Plan> plan = problem.plan();
     ASSERT_TRUE(plan.ok()) << plan.status().message();
@@ -148,7 +148,7 @@ TEST(Plans, APassThatWasNotPlannedIsRefused) {
 
 TEST(Plans, WorkspacesAreChecked) {
   const Planned problem;
-  for (const std::string& row : rows_under_test()) {
+  for (const std::string& row : host_rows_under_test()) {
     PlanOptions options;
     options.implementation = row;
     const Result<Plan> plan = problem.plan(options);
@@ -219,7 +219,8 @@ TEST(Plans, WorkspaceIsLinearInTheSequence) {
     for (int x = 0; x < 2; ++x) {
       const std::int64_t seq = x == 0 ? 16384 : 65536;
       Inputs inputs;
-      inputs.q = inputs.k = inputs.v = TensorView::contiguous(nullptr, DType::f32, {1, 4, seq, 64});
+      inputs.q = inputs.k = inputs.v =
+          TensorView::contiguous(nullptr, DType::bf16, {1, 4, seq, 64}, device_of(row));
       PlanOptions options;
       options.implementation = row;
       options.backward = true;
@@ -241,7 +242,7 @@ TEST(Plans, WorkspaceNeverWraps) {
     for (int x = 0; x < 2; ++x) {
       Inputs inputs;
       inputs.q = inputs.k = inputs.v =
-          TensorView::contiguous(nullptr, DType::f32, {1, 4, 2147483647, 512});
+          TensorView::contiguous(nullptr, DType::bf16, {1, 4, 2147483647, 512}, device_of(row));
       PlanOptions options;
       options.implementation = row;
       options.backward = true;

@@ -69,7 +69,7 @@ TEST(Threading, AnyExecutorGivesTheSameBits) {
   for (bool packed : {false, true}) {
     const Case c = threaded_case(packed);
     const Workload w = make_workload(c);
-    for (const std::string& row : rows_under_test()) {
+    for (const std::string& row : host_rows_under_test()) {
       const Results expected = make_results(c);
       ASSERT_TRUE(run_case(c, w, expected, row, 0xff, &serial).status.ok());
       for (Executor* executor : {static_cast<Executor*>(&per_task), pool.get()}) {
@@ -87,7 +87,7 @@ TEST(Threading, ARunMayUseAnotherExecutorThanThePlan) {
   ThreadPerTask per_task;
   const Case c = threaded_case(false);
   const Workload w = make_workload(c);
-  for (const std::string& row : rows_under_test()) {
+  for (const std::string& row : host_rows_under_test()) {
     PlanOptions options;
     options.implementation = row;
     options.threads = 5;
@@ -113,7 +113,7 @@ TEST(Threading, OnePlanOnManyThreads) {
   const Case c = threaded_case(false);
   const Workload w = make_workload(c);
   const Inputs inputs = w.inputs();
-  for (const std::string& row : rows_under_test()) {
+  for (const std::string& row : host_rows_under_test()) {
     const Results expected = make_results(c);
     ASSERT_TRUE(run_case(c, w, expected, row).status.ok());
     PlanOptions options;

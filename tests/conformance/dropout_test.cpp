@@ -37,7 +37,7 @@ TEST(Dropout, DropsWhatTheStreamSays) {
       Workload w = make_workload(c);
       make_identity(w.v);
       const DropoutStream stream(p, w.inputs().seed, w.inputs().offset);
-      for (const std::string& row : rows_under_test()) {
+      for (const std::string& row : rows_under_test(c)) {
         const Results r = make_results(c);
         ASSERT_TRUE(run_case(c, w, r, row).status.ok());
         for (std::int64_t b = 0; b < c.batch; ++b) {
@@ -66,7 +66,7 @@ TEST(Dropout, BackwardReplaysIt) {
     for (std::int64_t i = 0; i < c.seq_q; ++i) w.d_o.put({b, 0, i, i}, 1);
   }
   const DropoutStream stream(0.4, w.inputs().seed, w.inputs().offset);
-  for (const std::string& row : rows_under_test()) {
+  for (const std::string& row : rows_under_test(c)) {
     const Results r = make_results(c);
     ASSERT_TRUE(run_case(c, w, r, row).status.ok());
     for (std::int64_t b = 0; b < c.batch; ++b) {
@@ -97,7 +97,7 @@ TEST(Dropout, PackedSequencesDropLikeBatchedOnes) {
       for (std::int64_t d = 0; d < 60; ++d) p.v.put({60 * b + j, 0, d}, j == d ? 1 : 0);
     }
   }
-  for (const std::string& row : rows_under_test()) {
+  for (const std::string& row : rows_under_test(packed)) {
     const Results a = make_results(batched);
     const Results b = make_results(packed);
     ASSERT_TRUE(run_case(batched, w, a, row).status.ok());

@@ -247,6 +247,7 @@ std::string Case::describe() const {
   add(a.alignment == Alignment::top_left, "top_left");
   add(a.softcap > 0, fmt::format("softcap={}", a.softcap));
   add(a.dropout_p > 0, fmt::format("dropout={}", a.dropout_p));
+  add(a.deterministic, "deterministic");
   if (bias) {
     s += fmt::format(" bias[{}]{}", test::describe(*bias), bias_f32 ? ":f32" : "");
     add(bias_minus_infinity > 0, fmt::format("bias_minus_infinity={}", bias_minus_infinity));

@@ -12,18 +12,33 @@ namespace tessera::test {
 /// runs one case in a few.
 bool reduced();
 
-/// Names of the rows under test: all that this machine can run with host tensors, or only
-/// TESSERA_FORCE's if it is set.
+/// Names of the rows under test: all that this machine can run, of every device; only
+/// TESSERA_FORCE's if that is set, and only those of TESSERA_TEST_DEVICE=cpu|cuda if that is.
 const std::vector<std::string>& rows_under_test();
+
+/// Those of them that take a case; the others refuse it with a reason.
+std::vector<std::string> rows_under_test(const Case& c);
+
+/// Those of them that take host tensors, for tests that do not go through `run_case`.
+std::vector<std::string> host_rows_under_test();
+
+/// Where a row's tensors lie: the CPU, or the first device of its kind.
+Device device_of(const std::string& row);
+
+/// The same inputs as if they lay on another device: enough to plan with, not to run.
+/// `mask` holds the block mask's view.
+Inputs described_on(Device device, const Inputs& inputs, BlockMaskView& mask);
 
 /// What came of one run of forward, and backward if the case has it.
 struct Attempt {
   Status status;
   std::string forward_row, backward_row;  ///< Rows that the plan says have run.
   bool workspace_intact = true;           ///< Nothing was written around the workspaces.
+  bool inputs_intact = true;              ///< Nor to the inputs, or their surroundings on a GPU.
 };
 
 /// Plans with `row` forced and runs into `results`. Workspaces start filled with `workspace_fill`.
+/// A CUDA row runs on copies in device memory and on a stream of its own.
 Attempt run_case(const Case& c, const Workload& w, const Results& results, const std::string& row,
                  unsigned char workspace_fill = 0xff, Executor* executor = nullptr);
 
@@ -32,9 +47,11 @@ Results oracle_results(const Case& c, const Workload& w);
 
 /// Checks every row under test, with a number of threads that varies from case to case: against the
 /// oracle within 2 · max|naive − oracle| + ε, that a second run gives the same bits, that nothing
-/// but the results was written, and that the row asked for is the one that ran. Failures name the
-/// row, the case, and the worst element. Rows may refuse a case only with StatusCode::unsupported
-/// and a reason; refusals are counted.
+/// but the results was written, and that the row asked for is the one that ran. Half of the cases
+/// ask for deterministic gradients; in the others those of a GPU may differ from run to run, within
+/// the tolerance. Failures name the row, the case, and the worst element. Rows may refuse a case
+/// only with StatusCode::unsupported and a reason, and then must take its forward pass alone or
+/// refuse that too; refusals are counted.
 void check_case(const Case& c);
 
 /// How far from exact a row's results may be on a workload of the case.

@@ -252,6 +252,15 @@ Tensor Tensor::with_heads(std::int64_t heads) const {
   return out;
 }
 
+Tensor Tensor::narrowed(int d, std::int64_t begin, std::int64_t end) const {
+  Tensor out = *this;
+  out.view_.data =
+      static_cast<std::byte*>(view_.data) + begin * view_.stride[d] * size_of(view_.dtype);
+  out.view_.size[d] = end - begin;
+  out.count_ = view_.size[d] == 0 ? 0 : count_ / view_.size[d] * (end - begin);
+  return out;
+}
+
 Tensor Tensor::converted(DType dtype) const {
   if (!present()) return {};
   Tensor out(dtype, {view_.size.begin(), view_.size.begin() + view_.rank});

@@ -66,6 +66,11 @@ class Tensor {
 
   /// A [B, 1, S, D] tensor as [B, heads, S, D] with every head the same memory (stride 0).
   Tensor with_heads(std::int64_t heads) const;
+  /// Indices [begin, end) of dimension d, in the same memory.
+  Tensor narrowed(int d, std::int64_t begin, std::int64_t end) const;
+
+  /// The memory that this tensor, and whatever shares it, lies in; null if absent.
+  const std::shared_ptr<Buffer>& buffer() const { return buffer_; }
 
   /// The same elements in another dtype, contiguous; rounds.
   Tensor converted(DType dtype) const;

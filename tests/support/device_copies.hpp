@@ -1,0 +1,46 @@
+// The tensors of a case in device memory, byte for byte.
+#pragma once
+
+#include <map>
+#include <vector>
+
+#include "device/device.hpp"
+#include "support/case.hpp"
+
+namespace tessera::test {
+
+/// The value, or the status's message thrown.
+template <typename T>
+T value_of(Result<T> result) {
+  if (!result.ok()) throw std::runtime_error(result.status().message());
+  return std::move(result).value();
+}
+void require(const Status& status);
+
+/// Copies whole buffers, so that strides, gaps, guards and poison are on the device what they are
+/// on the host. Tensors that share a buffer share its copy. Throws what goes wrong.
+class DeviceCopies {
+ public:
+  explicit DeviceCopies(Device device) : device_(device) {}
+
+  /// What lies at the same place of the buffer's copy; absent if the tensor is.
+  TensorView view(const Tensor& tensor);
+  /// The mask with its arrays on the device.
+  BlockMaskView view(const BlockMaskView& mask);
+  /// Everything a run reads. The block mask's view lives in this object.
+  Inputs inputs(const Workload& w);
+
+  /// Copies a tensor's buffer, and with it all that shares it, back to the host.
+  void bring_back(const Tensor& tensor);
+  /// Whether the copy of a tensor's buffer still has the host's bytes.
+  bool unchanged(const Tensor& tensor) const;
+
+ private:
+  void* copy_of(const void* host, std::size_t bytes);
+
+  Device device_;
+  std::map<const void*, device::Buffer> copies_;  // by the host's address
+  BlockMaskView block_view_;
+};
+
+}  // namespace tessera::test
