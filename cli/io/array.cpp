@@ -155,10 +155,12 @@ const char* name_of(ElementType type) {
 
 bool is_real(ElementType type) { return type <= ElementType::f64; }
 
-Result<std::int64_t> bytes_of(ElementType type, std::span<const std::int64_t> sizes) {
+namespace {
+
+Result<std::int64_t> bytes_of(std::int64_t width, std::span<const std::int64_t> sizes) {
   // Sizes of 0 count as 1 for the limit, so that no stride of an empty array overflows either.
-  std::int64_t limit = std::numeric_limits<std::int64_t>::max() / size_of(type);
-  std::int64_t bytes = size_of(type);
+  std::int64_t limit = std::numeric_limits<std::int64_t>::max() / width;
+  std::int64_t bytes = width;
   for (std::int64_t size : sizes) {
     if (size < 0) {
       return Status(StatusCode::invalid_argument,
@@ -174,11 +176,20 @@ Result<std::int64_t> bytes_of(ElementType type, std::span<const std::int64_t> si
   return bytes;
 }
 
+}  // namespace
+
+Result<std::int64_t> bytes_of(ElementType type, std::span<const std::int64_t> sizes) {
+  return bytes_of(size_of(type), sizes);
+}
+
 Result<HostTensor> to_host_tensor(const ArrayView& array, DType dtype) {
   if (array.sizes.empty() || array.sizes.size() > kMaxRank) {
     return Status(StatusCode::invalid_argument,
                   fmt::format("{} dimensions: expected 1 to {}", array.sizes.size(), kMaxRank));
   }
+  // An array of bytes may have sizes that no wider dtype can.
+  Result<std::int64_t> bytes = bytes_of(size_of(dtype), array.sizes);
+  if (!bytes.ok()) return bytes.status();
   HostTensor tensor(dtype, array.sizes);
   Status status;
   switch (dtype) {

@@ -207,6 +207,14 @@ TEST(Npy, RefusesHugeHeadersAndShapes) {
             "npy shape: expected at most 32 dimensions");
 }
 
+TEST(Npy, RefusesShapesTooLargeForAWiderDType) {
+  const std::string image = npy_image(npy_dict("|b1", "0, 8888888888888888888"), "");
+  const Result<ArrayView> array = parse_npy(std::as_bytes(std::span(image)));
+  ASSERT_TRUE(array.ok()) << array.status().message();
+  EXPECT_EQ(to_host_tensor(array.value(), DType::f32).status().message(),
+            "sizes: expected a product that fits 63 bits of bytes");
+}
+
 TEST(Npy, RefusesOtherVersionsAndFiles) {
   std::string image = npy_f32("1,", {1});
   image[6] = 4;
