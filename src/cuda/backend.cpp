@@ -1,49 +1,24 @@
-// The CUDA backend: devices, memory, and the table of CUDA rows (none yet).
+// The CUDA backend: devices, memory, and the table of CUDA rows.
 #include "cuda/backend.hpp"
 
 #include <cuda_runtime_api.h>
 #include <fmt/format.h>
 
+#include <array>
+
+#include "cuda/generic/generic.hpp"
+#include "cuda/host/device.hpp"
+#include "cuda/host/launch.hpp"
+
 namespace tessera::cuda {
 namespace {
 
-/// Makes `device` current for a scope and restores the caller's device after it.
-class DeviceGuard {
- public:
-  explicit DeviceGuard(int device) {
-    ok_ = cudaGetDevice(&previous_) == cudaSuccess && cudaSetDevice(device) == cudaSuccess;
-  }
-  ~DeviceGuard() {
-    if (ok_) cudaSetDevice(previous_);
-  }
-  DeviceGuard(const DeviceGuard&) = delete;
-  DeviceGuard& operator=(const DeviceGuard&) = delete;
-  bool ok() const { return ok_; }
-
- private:
-  int previous_ = 0;
-  bool ok_ = false;
-};
-
-std::string absent() { return "the CUDA backend has no kernels yet"; }
-
-int count() {
-  int devices = 0;
-  if (cudaGetDeviceCount(&devices) == cudaSuccess) return devices;
-  cudaGetLastError();
-  return 0;
-}
+std::string absent() { return {}; }
 
 std::vector<std::string> describe() {
-  int count = 0;
-  const cudaError_t error = cudaGetDeviceCount(&count);
-  if (error != cudaSuccess || count == 0) {
-    cudaGetLastError();
-    return {fmt::format("cuda: no device ({})",
-                        error != cudaSuccess ? cudaGetErrorString(error) : "none found")};
-  }
+  if (const std::string reason = no_device(); !reason.empty()) return {"cuda: " + reason};
   std::vector<std::string> lines;
-  for (int i = 0; i < count; ++i) {
+  for (int i = 0; i < device_count(); ++i) {
     cudaDeviceProp properties;
     if (cudaGetDeviceProperties(&properties, i) != cudaSuccess) continue;
     lines.push_back(fmt::format("cuda:{}: {}, sm_{}{}, {} SMs, {:.1f} GiB", i, properties.name,
@@ -74,7 +49,8 @@ Executor* executor(Executor* requested) { return requested; }
 }  // namespace
 
 const Backend& backend() {
-  static const Backend kBackend = {DeviceType::cuda, {},       absent,  count,
+  static const std::array<Row, 1> kRows = {generic::kGenericRow};
+  static const Backend kBackend = {DeviceType::cuda, kRows,    absent,  device_count,
                                    describe,         allocate, release, /*host_readable=*/false,
                                    executor};
   return kBackend;

@@ -1,0 +1,33 @@
+# Finds a CUDA toolkit that can build the CUDA backend and sets TESSERA_WITH_CUDA. Machine code for
+# Ampere, Ada and Hopper and PTX for what comes after, unless CMAKE_CUDA_ARCHITECTURES narrows it.
+set(TESSERA_WITH_CUDA OFF)
+if(TESSERA_CUDA STREQUAL "AUTO")
+  find_package(CUDAToolkit 12.0 QUIET)
+elseif(TESSERA_CUDA)
+  find_package(CUDAToolkit 12.0 REQUIRED) # the first that compiles C++20
+endif()
+if(TESSERA_CUDA AND CUDAToolkit_FOUND)
+  if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES AND NOT DEFINED ENV{CUDAARCHS})
+    set(CMAKE_CUDA_ARCHITECTURES 80-real 86-real 89-real 90a-real 90-virtual
+        CACHE STRING "Chips to build CUDA kernels for")
+  endif()
+  if(NOT DEFINED CMAKE_CUDA_COMPILER AND NOT DEFINED ENV{CUDACXX})
+    set(CMAKE_CUDA_COMPILER ${CUDAToolkit_NVCC_EXECUTABLE})
+  endif()
+  include(CheckLanguage)
+  check_language(CUDA)
+  if(CMAKE_CUDA_COMPILER)
+    enable_language(CUDA)
+    set(TESSERA_WITH_CUDA ON)
+    if(NOT DEFINED CMAKE_CUDA20_STANDARD_COMPILE_OPTION) # older CMake does not know that nvcc can
+      set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
+      set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION -std=c++20)
+    endif()
+    set(CMAKE_CUDA_STANDARD 20)
+    set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+    set(CMAKE_CUDA_EXTENSIONS OFF)
+    set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
+  elseif(NOT TESSERA_CUDA STREQUAL "AUTO")
+    message(FATAL_ERROR "TESSERA_CUDA is ON, but nvcc does not work with this C++ compiler")
+  endif()
+endif()

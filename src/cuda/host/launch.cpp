@@ -1,0 +1,75 @@
+#include "cuda/host/launch.hpp"
+
+#include <fmt/format.h>
+
+#include "cuda/algo/parameters.hpp"
+#include "cuda/host/probe.hpp"
+
+namespace tessera::cuda {
+namespace {
+
+std::string no_code_for(int device) {
+  const DeviceGuard guard(device);
+  cudaFuncAttributes attributes;
+  if (guard.ok() && cudaFuncGetAttributes(&attributes, probe_kernel()) == cudaSuccess) return {};
+  const cudaError_t error = cudaGetLastError();
+  const int chip = device_info(device).compute_capability;
+  return fmt::format(
+      "cuda:{} (sm_{}): this build has no code for it ({}); it was built for {}, "
+      "configure with -DCMAKE_CUDA_ARCHITECTURES={}",
+      device, chip, cudaGetErrorString(error), TESSERA_CUDA_ARCHITECTURES, chip);
+}
+
+}  // namespace
+
+std::string no_device() {
+  int count = 0;
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  if (error == cudaSuccess && count > 0) return {};
+  cudaGetLastError();
+  return fmt::format("no CUDA device ({})",
+                     error == cudaSuccess ? "none found" : cudaGetErrorString(error));
+}
+
+std::string reject_common(const Problem& problem) {
+  const int count = device_count();
+  if (problem.device.index < 0 || problem.device.index >= count) {
+    return fmt::format("cuda:{}: there are {} CUDA devices, counted from 0", problem.device.index,
+                       count);
+  }
+  if (problem.precision != Precision::exact) return "computes exact attention only";
+  if (problem.dtype != DType::f32 && problem.dtype != DType::f16 && problem.dtype != DType::bf16) {
+    return fmt::format("computes f32, f16 and bf16, not {}", name_of(problem.dtype));
+  }
+  if (problem.seq_q > kMaxSequence || problem.seq_kv > kMaxSequence) {
+    return fmt::format("sequences of at most {} rows (packed: tokens)", kMaxSequence);
+  }
+  return no_code_for(problem.device.index);
+}
+
+Status CudaKernel::run(const Arguments& arguments) const {
+  const DeviceGuard guard(problem_.device.index);
+  if (!guard.ok()) {
+    return Status(StatusCode::device_error,
+                  fmt::format("cuda:{}: cannot be made current", problem_.device.index));
+  }
+  const auto stream = static_cast<cudaStream_t>(arguments.stream);
+#if CUDART_VERSION >= 12080
+  int device = problem_.device.index;
+  if (stream != nullptr && stream != cudaStreamLegacy && stream != cudaStreamPerThread) {
+    if (const cudaError_t error = cudaStreamGetDevice(stream, &device); error != cudaSuccess) {
+      cudaGetLastError();
+      return error_status(error, "stream");
+    }
+  }
+  if (device != problem_.device.index) {
+    return Status(StatusCode::invalid_argument,
+                  fmt::format("stream: of cuda:{}, expected a stream of cuda:{}, where the tensors "
+                              "are",
+                              device, problem_.device.index));
+  }
+#endif
+  return enqueue(arguments, stream);
+}
+
+}  // namespace tessera::cuda
