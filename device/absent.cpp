@@ -59,4 +59,8 @@ Status Timer::stop() { return absent(); }
 
 Result<double> Timer::milliseconds() const { return absent(); }
 
+Result<Graph> Graph::record(const Stream&, const std::function<Status()>&) { return absent(); }
+
+Status Graph::launch(const Stream&) const { return absent(); }
+
 }  // namespace tessera::device

@@ -211,4 +211,31 @@ Result<double> Timer::milliseconds() const {
   return static_cast<double>(elapsed);
 }
 
+Result<Graph> Graph::record(const Stream& stream, const std::function<Status()>& enqueue) {
+  const Current current(stream.device());
+  const cudaStream_t handle = handle_of(stream);
+  Status status = to_status(cudaStreamBeginCapture(handle, cudaStreamCaptureModeGlobal), "graph");
+  if (!status.ok()) return status;
+  const Status enqueued = enqueue();
+  cudaGraph_t recorded = nullptr;
+  status = to_status(cudaStreamEndCapture(handle, &recorded), "graph");
+  if (!enqueued.ok()) status = enqueued;
+  cudaGraphExec_t executable = nullptr;
+  if (status.ok()) {
+    status = to_status(cudaGraphInstantiate(&executable, recorded, 0), "graph");
+  }
+  if (recorded != nullptr) cudaGraphDestroy(recorded);
+  if (!status.ok()) return status;
+  Graph graph;
+  graph.executable_ = {
+      executable, [](void* owned) { cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(owned)); }};
+  return graph;
+}
+
+Status Graph::launch(const Stream& stream) const {
+  return on(stream.device(), "graph", [&] {
+    return cudaGraphLaunch(static_cast<cudaGraphExec_t>(executable_.get()), handle_of(stream));
+  });
+}
+
 }  // namespace tessera::device

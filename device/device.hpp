@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -106,6 +107,22 @@ class Timer {
 
   Stream stream_;
   std::shared_ptr<void> begin_, end_;
+};
+
+/// Work of one stream, recorded once and then enqueued as a whole.
+class Graph {
+ public:
+  /// Records what `enqueue` enqueues on the stream, none of which runs. Fails with `enqueue`'s
+  /// error, or with the device's where it did what cannot be recorded: waited, allocated, or used
+  /// another stream.
+  static Result<Graph> record(const Stream& stream, const std::function<Status()>& enqueue);
+
+  Status launch(const Stream& stream) const;
+
+ private:
+  Graph() = default;
+
+  std::shared_ptr<void> executable_;
 };
 
 }  // namespace tessera::device

@@ -107,6 +107,23 @@ class CountPrinter : public testing::Environment {
 [[maybe_unused]] const testing::Environment* const kCountPrinter =
     testing::AddGlobalTestEnvironment(new CountPrinter);
 
+struct Named {
+  const char* name;
+  Tensor Results::*tensor;
+  Bound Bounds::*bound;
+  double Tolerances::*tolerance;
+};
+
+constexpr Named kResults[] = {
+    {"o", &Results::o, &Bounds::o, &Tolerances::o},
+    {"lse", &Results::lse, &Bounds::lse, &Tolerances::lse},
+    {"d_q", &Results::d_q, &Bounds::d_q, &Tolerances::d_q},
+    {"d_k", &Results::d_k, &Bounds::d_k, &Tolerances::d_k},
+    {"d_v", &Results::d_v, &Bounds::d_v, &Tolerances::d_v},
+    {"d_bias", &Results::d_bias, &Bounds::d_bias, &Tolerances::d_bias},
+    {"d_sink", &Results::d_sink, &Bounds::d_sink, &Tolerances::d_sink},
+};
+
 /// Memory aligned as a workspace must be and no better, between guards.
 class GuardedWorkspace {
  public:
@@ -198,16 +215,12 @@ Attempt run_on_gpu(const Case& c, const Workload& w, const Results& results, Dev
   DeviceCopies copies(device);
   Tensors t;
   t.inputs = copies.inputs(w);
-  t.outputs = {copies.view(results.o), copies.view(results.lse)};
+  t.outputs = copies.outputs(results);
   t.d_outputs = {copies.view(w.d_o), copies.view(w.d_lse)};
-  t.gradients = {copies.view(results.d_q), copies.view(results.d_k), copies.view(results.d_v),
-                 copies.view(results.d_bias), copies.view(results.d_sink)};
+  t.gradients = copies.gradients(results);
   Attempt attempt = run_tensors(c, t, options, workspace_fill, &stream_of(device));
   if (!attempt.status.ok()) return attempt;
-  for (const Tensor* tensor : {&results.o, &results.lse, &results.d_q, &results.d_k, &results.d_v,
-                               &results.d_bias, &results.d_sink}) {
-    copies.bring_back(*tensor);
-  }
+  for (const Named& r : kResults) copies.bring_back(results.*r.tensor);
   for (const Tensor* tensor :
        {&w.q, &w.k, &w.v, &w.bias, &w.mask, &w.alibi_slopes, &w.sink, &w.q_lens, &w.kv_lens,
         &w.cu_seqlens_q, &w.cu_seqlens_k, &w.d_o, &w.d_lse}) {
@@ -250,23 +263,6 @@ std::string position(const Tensor& t, std::int64_t index) {
   }
   return "[" + s + "]";
 }
-
-struct Named {
-  const char* name;
-  Tensor Results::*tensor;
-  Bound Bounds::*bound;
-  double Tolerances::*tolerance;
-};
-
-constexpr Named kResults[] = {
-    {"o", &Results::o, &Bounds::o, &Tolerances::o},
-    {"lse", &Results::lse, &Bounds::lse, &Tolerances::lse},
-    {"d_q", &Results::d_q, &Bounds::d_q, &Tolerances::d_q},
-    {"d_k", &Results::d_k, &Bounds::d_k, &Tolerances::d_k},
-    {"d_v", &Results::d_v, &Bounds::d_v, &Tolerances::d_v},
-    {"d_bias", &Results::d_bias, &Bounds::d_bias, &Tolerances::d_bias},
-    {"d_sink", &Results::d_sink, &Bounds::d_sink, &Tolerances::d_sink},
-};
 
 /// What all rows of a case are compared with.
 struct Expectation {

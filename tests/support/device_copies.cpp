@@ -1,7 +1,7 @@
 #include "support/device_copies.hpp"
 
 #include <cstring>
-#include <stdexcept>
+#include <type_traits>
 
 namespace tessera::test {
 
@@ -64,6 +64,12 @@ Inputs DeviceCopies::inputs(const Workload& w) {
     in.block_mask = &block_view_;
   }
   return in;
+}
+
+void DeviceCopies::poison(const Tensor& tensor) {
+  if (!tensor.present()) return;
+  const device::Buffer& copy = copies_.at(tensor.buffer()->bytes.data());
+  require(device::fill({copy.data(), device_}, 0xff, copy.bytes()));
 }
 
 void DeviceCopies::bring_back(const Tensor& tensor) {

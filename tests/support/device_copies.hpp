@@ -2,6 +2,8 @@
 #pragma once
 
 #include <map>
+#include <stdexcept>
+#include <utility>
 #include <vector>
 
 #include "device/device.hpp"
@@ -30,6 +32,15 @@ class DeviceCopies {
   /// Everything a run reads. The block mask's view lives in this object.
   Inputs inputs(const Workload& w);
 
+  /// Everything that a run writes.
+  Outputs outputs(const Results& results) { return {view(results.o), view(results.lse)}; }
+  InputGradients gradients(const Results& results) {
+    return {view(results.d_q), view(results.d_k), view(results.d_v), view(results.d_bias),
+            view(results.d_sink)};
+  }
+
+  /// Makes every byte of a tensor's copy poison again.
+  void poison(const Tensor& tensor);
   /// Copies a tensor's buffer, and with it all that shares it, back to the host.
   void bring_back(const Tensor& tensor);
   /// Whether the copy of a tensor's buffer still has the host's bytes.

@@ -1,0 +1,169 @@
+// Bad input on a GPU: a status that names it, outputs untouched, and a device that works as before.
+#include <limits>
+#include <vector>
+
+#include "cuda/gpu_call.hpp"
+
+namespace tessera::test {
+namespace {
+
+using Errors = Gpu;
+
+void expect_refused(const Status& status, const std::vector<std::string>& parts) {
+  EXPECT_EQ(status.code(), StatusCode::invalid_argument) << status.message();
+  for (const std::string& part : parts) {
+    EXPECT_NE(status.message().find(part), std::string::npos)
+        << "'" << part << "' in: " << status.message();
+  }
+}
+
+/// That nothing has run since the results were poisoned, and that the device still works.
+void expect_untouched_and_usable(GpuCall& call, const std::string& row) {
+  ASSERT_TRUE(device::synchronize({DeviceType::cuda, 0}).ok()) << row;
+  call.bring_back();
+  for (Tensor Results::*tensor : kAllResults) {
+    EXPECT_TRUE((call.results.*tensor).all_poison()) << row;
+  }
+  const GpuCall good(call.c, row);
+  const Status status = good.run();
+  EXPECT_TRUE(status.ok()) << row << ": " << status.message();
+}
+
+TEST_F(Errors, TensorsOnDifferentDevices) {
+  const Case c = busy_case(DType::bf16);
+  for (const std::string& row : gpu_rows(c)) {
+    GpuCall call(c, row);
+    const Inputs good = call.inputs;
+    call.inputs.k.device = {};
+    expect_refused(call.enqueue(), {"k", "cpu", "cuda:0"});
+    call.inputs = good;
+    call.inputs.v.device.index = 1;
+    expect_refused(call.enqueue(), {"v", "cuda:1", "cuda:0"});
+    call.inputs = good;
+    call.outputs.o.device = {};
+    expect_refused(call.enqueue(), {"o", "cpu", "cuda:0"});
+    call.outputs.o.device = {DeviceType::cuda, 0};
+    call.gradients.d_q.device = {};
+    expect_refused(call.plan.backward(call.inputs, call.outputs, call.d_outputs, call.gradients,
+                                      call.backward_run()),
+                   {"d_q", "cpu", "cuda:0"});
+    expect_untouched_and_usable(call, row);
+  }
+}
+
+TEST_F(Errors, ADeviceThatDoesNotExist) {
+  const Case c = busy_case(DType::bf16);
+  for (const std::string& row : gpu_rows(c)) {
+    GpuCall call(c, row);
+    for (int index : {-1, device::count(DeviceType::cuda), 1000}) {
+      BlockMaskView mask;
+      const Inputs inputs = described_on({DeviceType::cuda, index}, call.inputs, mask);
+      expect_refused(Plan::create(c.attention, inputs).status(), {"q", std::to_string(index)});
+    }
+    expect_untouched_and_usable(call, row);
+  }
+}
+
+TEST_F(Errors, WorkspacesThatDoNotFit) {
+  Case c = busy_case(DType::bf16);
+  c.seq_q = 1;  // a split over keys needs workspace in the forward pass too
+  c.seq_kv = 5000;
+  for (const std::string& row : gpu_rows(c)) {
+    GpuCall call(c, row);
+    const auto refused = [&](bool forward, void* workspace, std::size_t bytes) {
+      const tessera::Run run{workspace, bytes, call.stream.handle(), nullptr};
+      expect_refused(forward ? call.plan.forward(call.inputs, call.outputs, run)
+                             : call.plan.backward(call.inputs, call.outputs, call.d_outputs,
+                                                  call.gradients, run),
+                     {"workspace"});
+    };
+    for (bool forward : {true, false}) {
+      const device::Buffer& workspace = forward ? call.forward_workspace : call.backward_workspace;
+      if (workspace.bytes() == 0) continue;
+      refused(forward, nullptr, workspace.bytes());
+      refused(forward, workspace.data(), workspace.bytes() - 1);
+      refused(forward, static_cast<std::byte*>(workspace.data()) + 4, workspace.bytes());
+    }
+    expect_untouched_and_usable(call, row);
+  }
+}
+
+TEST_F(Errors, AStreamOfAnotherDevice) {
+  if (device::count(DeviceType::cuda) < 2) GTEST_SKIP() << "one GPU";
+  const Case c = busy_case(DType::bf16);
+  const device::Stream other = value_of(device::Stream::create({DeviceType::cuda, 1}));
+  for (const std::string& row : gpu_rows(c)) {
+    GpuCall call(c, row);
+    tessera::Run run = call.forward_run();
+    run.stream = other.handle();
+    EXPECT_FALSE(call.plan.forward(call.inputs, call.outputs, run).ok()) << row;
+    expect_untouched_and_usable(call, row);
+  }
+}
+
+/// Contents of device memory are the caller's promise. Breaking it may give any result, but must
+/// not read or write outside the tensors: the device would report it and be lost.
+TEST_F(Errors, ContentsThatLieStayWithinBounds) {
+  constexpr std::int32_t kMost = std::numeric_limits<std::int32_t>::max();
+  Case lengths = busy_case(DType::bf16);
+  lengths.q_lens = {300, 299};
+  lengths.kv_lens = {421, 420};
+  Case packed = busy_case(DType::bf16);
+  packed.cu_seqlens_q = {0, 100, 300};
+  packed.cu_seqlens_k = {0, 200, 421};
+  for (std::int32_t lie : {-1, 422, 100000, kMost, -kMost - 1}) {
+    for (const std::string& row : gpu_rows(lengths)) {
+      Workload w = make_workload(lengths);
+      w.q_lens.set(0, lie);
+      w.kv_lens.set(1, lie);
+      GpuCall call(lengths, w, row);
+      const Status status = call.run();
+      ASSERT_TRUE(status.ok()) << row << ", lengths of " << lie << ": " << status.message();
+    }
+    for (const std::string& row : gpu_rows(packed)) {
+      Workload w = make_workload(packed);
+      w.cu_seqlens_q.set(1, lie);
+      w.cu_seqlens_k.set(2, lie);
+      GpuCall call(packed, w, row);
+      const Status status = call.run();
+      ASSERT_TRUE(status.ok()) << row << ", cu_seqlens of " << lie << ": " << status.message();
+    }
+  }
+}
+
+TEST_F(Errors, BlockMasksThatLieStayWithinBounds) {
+  Case c = busy_case(DType::bf16);
+  c.blocks = BlockPattern{32, 64, false, true, 0.5, 0.5};
+  const Workload w = make_workload(c);
+  const auto run_all = [&c](const Workload& spoilt, std::int64_t lie) {
+    for (const std::string& row : gpu_rows(c)) {
+      const GpuCall call(c, spoilt, row);
+      const Status status = call.run();
+      ASSERT_TRUE(status.ok()) << row << ", entries of " << lie << ": " << status.message();
+    }
+  };
+  constexpr std::size_t kLongest = 4096;
+  ASSERT_LT(w.block_view.entries, static_cast<std::int64_t>(kLongest));
+  for (std::int32_t lie : {-7, 1000, std::numeric_limits<std::int32_t>::max()}) {
+    const std::vector<std::int32_t> lies(kLongest, lie);
+    for (const std::int32_t* BlockMaskView::*array :
+         {&BlockMaskView::columns, &BlockMaskView::bits_index, &BlockMaskView::transposed_rows}) {
+      Workload spoilt = w;
+      spoilt.block_view.*array = lies.data();
+      run_all(spoilt, lie);
+    }
+    // Offsets from 0 to the lie: rows that are far too long, or of negative length.
+    std::vector<std::int64_t> wide(kLongest);
+    for (std::size_t x = 0; x < kLongest; ++x) wide[x] = x % 2 == 0 ? 0 : lie;
+    for (const std::int64_t* BlockMaskView::*array :
+         {&BlockMaskView::row_offsets, &BlockMaskView::transposed_offsets,
+          &BlockMaskView::transposed_entries}) {
+      Workload spoilt = w;
+      spoilt.block_view.*array = wide.data();
+      run_all(spoilt, lie);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace tessera::test
