@@ -208,10 +208,7 @@ TEST(Npy, RefusesHugeHeadersAndShapes) {
 }
 
 TEST(Npy, RefusesShapesTooLargeForAWiderDType) {
-  const std::string image = npy_image(npy_dict("|b1", "0, 8888888888888888888"), "");
-  const Result<ArrayView> array = parse_npy(std::as_bytes(std::span(image)));
-  ASSERT_TRUE(array.ok()) << array.status().message();
-  EXPECT_EQ(to_host_tensor(array.value(), DType::f32).status().message(),
+  EXPECT_EQ(conversion_error(npy_image(npy_dict("|b1", "0, 8888888888888888888"), ""), DType::f32),
             "sizes: expected a product that fits 63 bits of bytes");
 }
 
