@@ -14,6 +14,18 @@ __device__ __forceinline__ float warp_sum(float x) {
   return x;
 }
 
+/// 16 bytes of a row of which `count` elements are left; zero behind them.
+template <typename T, int kVector>
+__device__ __forceinline__ void load_vector(T (&to)[kVector], const T* from, bool vectors,
+                                            int count) {
+  if (vectors) {
+    *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(from);
+  } else {
+#pragma unroll
+    for (int e = 0; e < kVector; ++e) to[e] = e < count ? from[e] : from_float<T>(0);
+  }
+}
+
 /// One warp for each query row, in memory order of delta: (b, h, token).
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
@@ -27,22 +39,16 @@ __global__ void __launch_bounds__(kThreads)
   const int b = static_cast<int>(row / p.seq_q / p.heads_q);
   const T* d_o = row_of<T>(g.d_o, b, h, token);
   const T* o = row_of<T>(p.o, b, h, token);
+  // The order of additions is the same for every layout, so that results do not depend on strides.
+  constexpr int kVector = 16 / sizeof(T);
   float sum = 0;
-  if (g.d_o.vectors && p.o.vectors) {
-    constexpr int kVector = 16 / sizeof(T);
-    for (int d = lane * kVector; d < p.head_dim_v; d += kWarpSize * kVector) {
-      const uint4 left = *reinterpret_cast<const uint4*>(d_o + d);
-      const uint4 right = *reinterpret_cast<const uint4*>(o + d);
+  for (int d = lane * kVector; d < p.head_dim_v; d += kWarpSize * kVector) {
+    alignas(16) T left[kVector];
+    alignas(16) T right[kVector];
+    load_vector(left, d_o + d, g.d_o.vectors, p.head_dim_v - d);
+    load_vector(right, o + d, p.o.vectors, p.head_dim_v - d);
 #pragma unroll
-      for (int e = 0; e < kVector; ++e) {
-        sum = fmaf(to_float(reinterpret_cast<const T*>(&left)[e]),
-                   to_float(reinterpret_cast<const T*>(&right)[e]), sum);
-      }
-    }
-  } else {
-    for (int d = lane; d < p.head_dim_v; d += kWarpSize) {
-      sum = fmaf(to_float(d_o[d]), to_float(o[d]), sum);
-    }
+    for (int e = 0; e < kVector; ++e) sum = fmaf(to_float(left[e]), to_float(right[e]), sum);
   }
   sum = warp_sum(sum);
   if (lane != 0) return;
