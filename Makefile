@@ -2,7 +2,7 @@
 BUILD := build/release
 JOBS := $(shell nproc)
 PRESET = cmake --preset release $(LAUNCHER)
-LAUNCHER = $(shell command -v ccache > /dev/null && echo -DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
+LAUNCHER = $(shell command -v ccache > /dev/null && echo -DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CXX_COMPILER_LAUNCHER=ccache -DCMAKE_CUDA_COMPILER_LAUNCHER=ccache)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup build run test bench format tidy install clean
