@@ -1,10 +1,6 @@
 #include "attention_case.hpp"
 
-#include <algorithm>
-#include <chrono>
 #include <utility>
-
-#include "error.hpp"
 
 namespace tessera::cli {
 
@@ -16,14 +12,6 @@ HostTensor poisoned(DType dtype, std::vector<std::int64_t> sizes) {
   HostTensor tensor(dtype, std::move(sizes));
   tensor.poison();
   return tensor;
-}
-
-template <typename Action>
-double milliseconds(const Action& action) {
-  const auto begin = std::chrono::steady_clock::now();
-  action();
-  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin)
-      .count();
 }
 
 }  // namespace
@@ -117,31 +105,6 @@ PlanOptions plan_options(const AttentionCase& attention_case, const Wanted& want
   options.implementation = implementation;
   options.executor = executor;
   return options;
-}
-
-PlannedCase::PlannedCase(const AttentionCase& attention_case, const PlanOptions& options)
-    : case_(attention_case),
-      plan_(require(Plan::create(attention_case.attention, attention_case.inputs(), options))),
-      executor_(options.executor),
-      workspace_(DType::boolean,
-                 {static_cast<std::int64_t>(std::max(plan_.forward_workspace_bytes(),
-                                                     plan_.backward_workspace_bytes()))}) {}
-
-double PlannedCase::forward(Results& results) const {
-  const Outputs outputs{case_.tokens_view(results.o), results.lse.view()};
-  const Run run{workspace_.view().data, plan_.forward_workspace_bytes(), nullptr, executor_};
-  return milliseconds([&] { require(plan_.forward(case_.inputs(), outputs, run)); });
-}
-
-double PlannedCase::backward(Results& results) const {
-  const Outputs outputs{case_.tokens_view(results.o), results.lse.view()};
-  const OutputGradients d_outputs{case_.tokens_view(case_.d_o), case_.d_lse.view()};
-  const InputGradients d_inputs{case_.tokens_view(results.d_q), case_.tokens_view(results.d_k),
-                                case_.tokens_view(results.d_v), results.d_bias.view(),
-                                results.d_sink.view()};
-  const Run run{workspace_.view().data, plan_.backward_workspace_bytes(), nullptr, executor_};
-  return milliseconds(
-      [&] { require(plan_.backward(case_.inputs(), outputs, d_outputs, d_inputs, run)); });
 }
 
 }  // namespace tessera::cli

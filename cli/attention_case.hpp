@@ -104,23 +104,4 @@ Results allocate_results(const AttentionCase& attention_case, const Wanted& want
 PlanOptions plan_options(const AttentionCase& attention_case, const Wanted& wanted,
                          const std::string& implementation, Executor* executor);
 
-/// A plan with its workspace.
-class PlannedCase {
- public:
-  /// Throws Error with the library's message if there is no plan or a run fails.
-  PlannedCase(const AttentionCase& attention_case, const PlanOptions& options);
-
-  const Plan& plan() const { return plan_; }
-
-  /// Each returns the run's milliseconds. Backward reads results.o and results.lse.
-  double forward(Results& results) const;
-  double backward(Results& results) const;
-
- private:
-  const AttentionCase& case_;
-  Plan plan_;
-  Executor* executor_;
-  HostTensor workspace_;
-};
-
 }  // namespace tessera::cli

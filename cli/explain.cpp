@@ -6,6 +6,7 @@
 
 #include "attention_case.hpp"
 #include "commands.hpp"
+#include "device_tensors.hpp"
 #include "error.hpp"
 #include "flags.hpp"
 #include "generate_case.hpp"
@@ -33,7 +34,7 @@ PlanOptions options_for(const ExplainFlags& flags, const Inputs& inputs, Executo
 }
 
 void explain(const ExplainFlags& flags) {
-  check_device(flags.place);
+  const Device device = to_device(flags.place.device);
   const std::unique_ptr<Executor> executor = make_executor(flags.place);
   AttentionCase c;
   BlockMaskView block_mask;
@@ -49,6 +50,8 @@ void explain(const ExplainFlags& flags) {
     inputs = describe_case(shape, block_mask);
     c.attention = to_attention(flags.features);
   }
+  BlockMaskView block_mask_there;
+  inputs = described_on(device, inputs, block_mask_there);
   const Plan plan =
       require(Plan::create(c.attention, inputs, options_for(flags, inputs, executor.get())));
   fmt::print("{}", plan.explain());

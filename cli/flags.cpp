@@ -9,6 +9,7 @@
 #include <string_view>
 #include <utility>
 
+#include "device/device.hpp"
 #include "error.hpp"
 
 namespace tessera::cli {
@@ -243,7 +244,7 @@ void add_shape_flags(CLI::App& command, ShapeFlags& flags) {
 
 void add_place_flags(CLI::App& command, PlaceFlags& flags, bool with_implementation) {
   const std::string group = "Where to run";
-  command.add_option("--device", flags.device, "Device (default cpu)")
+  command.add_option("--device", flags.device, "cpu, cuda or cuda:N (default cpu)")
       ->type_name("DEVICE")
       ->group(group);
   command.add_option("--threads", flags.threads, "Threads (default: one per CPU)")
@@ -257,13 +258,20 @@ void add_place_flags(CLI::App& command, PlaceFlags& flags, bool with_implementat
   }
 }
 
-void check_device(const PlaceFlags& flags) {
-  if (flags.device == "cpu") return;
+Device to_device(const std::string& name) {
+  constexpr std::string_view kCuda = "cuda:";
+  if (name == "cpu") return {};
+  std::optional<int> index;
+  if (name == "cuda") index = 0;
+  if (name.starts_with(kCuda)) index = parse<int>(std::string_view(name).substr(kCuda.size()));
+  if (index && *index >= 0 && *index < device::count(DeviceType::cuda)) {
+    return {DeviceType::cuda, *index};
+  }
   std::string known;
   for (const std::string& line : describe_devices()) {
     known += (known.empty() ? "" : "; ") + line;
   }
-  fail("--device: {}, expected cpu (this machine: {})", flags.device, known);
+  fail("--device: {}, expected cpu or cuda[:N] (this machine: {})", name, known);
 }
 
 std::unique_ptr<Executor> make_executor(const PlaceFlags& flags) {

@@ -77,8 +77,8 @@ struct PlaceFlags {
 };
 void add_place_flags(CLI::App& command, PlaceFlags& flags, bool with_implementation = true);
 
-/// Throws Error unless the device is one that the command line can use.
-void check_device(const PlaceFlags& flags);
+/// --device: "cpu", "cuda" or "cuda:N". Throws Error unless this build and machine have it.
+Device to_device(const std::string& name);
 
 /// A pool of --threads threads; null, which means the default one, without the flag.
 std::unique_ptr<Executor> make_executor(const PlaceFlags& flags);

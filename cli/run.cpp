@@ -14,6 +14,7 @@
 #include "flags.hpp"
 #include "io/file.hpp"
 #include "load_case.hpp"
+#include "planned_case.hpp"
 
 namespace tessera::cli {
 namespace {
@@ -132,7 +133,7 @@ void write_outputs(std::vector<PendingOutput>& pending, const Results& results) 
 
 void run(const RunFlags& flags) {
   check_outputs(flags);
-  check_device(flags.place);
+  const Device device = to_device(flags.place.device);
   TensorFiles files;
   AttentionCase c = load_case(flags.files, flags.features, files);
   load_gradients(flags.outputs, c, files);
@@ -142,7 +143,8 @@ void run(const RunFlags& flags) {
   const Wanted wanted{!flags.outputs.d_q.empty(), !flags.outputs.d_k.empty(),
                       !flags.outputs.d_v.empty(), !flags.outputs.d_bias.empty(),
                       !flags.outputs.d_sink.empty()};
-  const PlannedCase planned(c, plan_options(c, wanted, flags.place.implementation, executor.get()));
+  PlannedCase planned(c, plan_options(c, wanted, flags.place.implementation, executor.get()),
+                      device);
   Results results = allocate_results(c, wanted);
   const double forward = planned.forward(results);
   const double backward = c.backward() ? planned.backward(results) : 0;

@@ -211,9 +211,7 @@ std::string suite_list() {
 }
 
 std::vector<Group> to_groups(const Flags& flags, int all_threads) {
-  PlaceFlags place;
-  place.device = flags.device;
-  check_device(place);
+  to_device(flags.device);
   check_implementations(flags.impls);
   if (!(flags.budget > 0)) fail("--budget: {}, expected more than 0 seconds", flags.budget);
   for (double density : flags.densities) {

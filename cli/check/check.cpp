@@ -85,26 +85,26 @@ void for_each_case(const CheckFlags& flags, const Visit& visit) {
 }
 
 struct RowsToCheck {
-  std::vector<std::string> names;
+  std::vector<RowToCheck> usable;
   std::string absent;  ///< A line for each row that this machine cannot run.
 };
 
-RowsToCheck rows_to_check(const PlaceFlags& place) {
+RowsToCheck rows_to_check(const PlaceFlags& place, Device device) {
   RowsToCheck rows;
   std::string names;
   for (const Implementation& row : implementations()) {
-    if (row.device != DeviceType::cpu) continue;
+    if (row.device != device.type) continue;
     names += (names.empty() ? "" : ", ") + row.name;
     if (!place.implementation.empty() && row.name != place.implementation) continue;
     if (row.available) {
-      rows.names.push_back(row.name);
+      rows.usable.push_back({row.name, device});
     } else if (place.implementation.empty()) {
       rows.absent += fmt::format("{}: not on this machine: {}\n", row.name, row.unavailable);
     } else {
       fail("--impl: {}, not on this machine: {}", row.name, row.unavailable);
     }
   }
-  if (rows.names.empty()) fail("--impl: {}, expected one of {}", place.implementation, names);
+  if (rows.usable.empty()) fail("--impl: {}, expected one of {}", place.implementation, names);
   return rows;
 }
 
@@ -169,16 +169,16 @@ class Report {
 };
 
 int check(const CheckFlags& flags) {
-  check_device(flags.place);
+  const Device device = to_device(flags.place.device);
   if (flags.forward_only && !flags.d_out.empty()) {
     fail("--dout {}: expected no --forward-only with it", flags.d_out);
   }
-  const RowsToCheck rows = rows_to_check(flags.place);
+  const RowsToCheck rows = rows_to_check(flags.place, device);
   const std::unique_ptr<Executor> executor = make_executor(flags.place);
   Report report(flags.files.given() || describes_shape(flags));
   for_each_case(flags, [&](const AttentionCase& c) {
     const Oracle oracle(c, executor.get());
-    for (const std::string& row : rows.names) report.add(c, oracle.check(row));
+    for (const RowToCheck& row : rows.usable) report.add(c, oracle.check(row));
   });
   fmt::print("{}", rows.absent);
   return report.print() ? kGood : kCheckFailed;
@@ -203,7 +203,9 @@ void add_check_command(CLI::App& app, int& exit_code) {
   command->footer(
       "A result passes if max|out − ref| ≤ 2·max|naive − ref| + ε, where ref is the reference in\n"
       "f64 on the rounded inputs, naive is unfused attention in the tested dtype, and ε is what\n"
-      "rounding in f32 and of the result can add; and if a second run gives the same bits.\n"
+      "rounding in f32 and of the result can add; and if a second run gives the same bits (a "
+      "GPU's\n"
+      "gradients only with --deterministic).\n"
       "Without files or a shape, each line is a pass's worst result. Exit code 1 on a failure.\n"
       "Examples:\n"
       "  tessera check\n"

@@ -6,11 +6,12 @@
 #include <limits>
 
 #include "error.hpp"
+#include "planned_case.hpp"
 
 namespace tessera::cli {
 namespace {
 
-Results run_once(const AttentionCase& c, const PlannedCase& planned) {
+Results run_once(const AttentionCase& c, PlannedCase& planned) {
   Results results = allocate_results(c, all_gradients(c));
   planned.forward(results);
   if (c.backward()) planned.backward(results);
@@ -19,7 +20,8 @@ Results run_once(const AttentionCase& c, const PlannedCase& planned) {
 
 Results run_exact(const AttentionCase& attention_case, Executor* executor) {
   const AttentionCase c = attention_case.in_f64();
-  return run_once(c, PlannedCase(c, plan_options(c, all_gradients(c), "reference", executor)));
+  PlannedCase planned(c, plan_options(c, all_gradients(c), "reference", executor), {});
+  return run_once(c, planned);
 }
 
 bool same_bits(const HostTensor& x, const HostTensor& y) {
@@ -80,16 +82,19 @@ double Oracle::tolerance(std::size_t index, DType stored) const {
   return 2 * naive + rounding_allowance(naive_, index, case_.q.dtype(), stored, exact);
 }
 
-RowCheck Oracle::check(const std::string& row) const {
+RowCheck Oracle::check(const RowToCheck& row) const {
   RowCheck check;
-  check.row = row;
-  const PlanOptions options = plan_options(case_, all_gradients(case_), row, executor_);
-  const Result<Plan> plan = Plan::create(case_.attention, case_.inputs(), options);
+  check.row = row.name;
+  const PlanOptions options = plan_options(case_, all_gradients(case_), row.name, executor_);
+  BlockMaskView block_mask;
+  const Inputs inputs = described_on(row.device, case_.inputs(), block_mask);
+  const Result<Plan> plan = Plan::create(case_.attention, inputs, options);
   if (plan.status().code() == StatusCode::unsupported) {
-    check.rejection = reason_of(plan.status().message(), row);
+    check.rejection = reason_of(plan.status().message(), row.name);
     return check;
   }
-  const PlannedCase planned(case_, options);
+  const bool same_gradients = row.device.type == DeviceType::cpu || case_.attention.deterministic;
+  PlannedCase planned(case_, options, row.device);
   const Results first = run_once(case_, planned);
   const Results second = run_once(case_, planned);
   for (std::size_t index = 0; index < kResults.size(); ++index) {
@@ -100,7 +105,8 @@ RowCheck Oracle::check(const std::string& row) const {
     tensor.backward = index >= kForwardResults;
     tensor.difference = difference(out, exact_.*kResults[index].tensor);
     tensor.tolerance = tolerance(index, out.dtype());
-    tensor.repeatable = same_bits(out, second.*kResults[index].tensor);
+    tensor.repeatable =
+        (tensor.backward && !same_gradients) || same_bits(out, second.*kResults[index].tensor);
     check.tensors.push_back(tensor);
   }
   return check;

@@ -39,6 +39,12 @@ struct RowCheck {
   std::vector<TensorCheck> tensors;
 };
 
+/// Where a row runs.
+struct RowToCheck {
+  std::string name;
+  Device device;
+};
+
 /// The oracle of one case: the reference in f64 on the inputs as rounded to the case's dtype, and
 /// what the naive computation makes of them.
 class Oracle {
@@ -46,8 +52,9 @@ class Oracle {
   /// Throws Error if the case is not valid.
   Oracle(const AttentionCase& attention_case, Executor* executor);
 
-  /// Runs `row` twice on outputs filled with NaN, forward and, if the case has d_o, backward.
-  RowCheck check(const std::string& row) const;
+  /// Runs `row` twice on outputs filled with NaN, forward and, if the case has d_o, backward. A
+  /// GPU's gradients must have the same bits both times only if the case asks for it.
+  RowCheck check(const RowToCheck& row) const;
 
  private:
   /// 2 · max|naive − reference| + ε for result `index`, stored as `stored`.

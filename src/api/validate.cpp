@@ -280,7 +280,8 @@ Status check_device(const Device& device) {
     return invalid(
         fmt::format("q: device type {}, expected cpu or cuda", static_cast<unsigned>(device.type)));
   }
-  if (!backend.absent().empty()) return {};
+  // Without any device the rows say why, which is more than that there is no such index.
+  if (!backend.absent().empty() || backend.count() == 0) return {};
   if (device.index < 0 || device.index >= backend.count()) {
     return invalid(fmt::format("q: device {}:{}, expected an index of 0 to {}",
                                name_of(device.type), device.index, backend.count() - 1));

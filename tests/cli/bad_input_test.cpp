@@ -311,13 +311,17 @@ TEST_F(BadInput, OtherCommands) {
 }
 
 TEST_F(BadInput, Devices) {
-  const Outcome outcome =
-      run_tessera({"run", "--device", "tpu", "--q", folder_ / "q.npy", "--k", folder_ / "k.npy",
-                   "--v", folder_ / "v.npy", "--out", folder_ / "o.npy"});
-  EXPECT_EQ(outcome.exit_code, 2);
-  EXPECT_TRUE(outcome.one_error_line()) << outcome.err;
-  EXPECT_EQ(outcome.err.find("tessera: --device: tpu, expected cpu"), 0u) << outcome.err;
-  EXPECT_EQ(folder_.names().size(), files_);
+  for (const std::string device : {"tpu", "CPU", "cpu:0", "cuda:", "cuda:x", "cuda:-1", "cuda:+0",
+                                   "cuda:0x", "cuda0", "cuda:1000", "cuda:99999999999999999999"}) {
+    const Outcome outcome =
+        run_tessera({"run", "--device", device, "--q", folder_ / "q.npy", "--k", folder_ / "k.npy",
+                     "--v", folder_ / "v.npy", "--out", folder_ / "o.npy"});
+    EXPECT_EQ(outcome.exit_code, 2) << device;
+    EXPECT_TRUE(outcome.one_error_line()) << outcome.err;
+    EXPECT_EQ(outcome.err.find("tessera: --device: " + device + ", expected cpu or cuda[:N]"), 0u)
+        << outcome.err;
+    EXPECT_EQ(folder_.names().size(), files_);
+  }
 }
 
 }  // namespace

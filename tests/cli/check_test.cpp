@@ -10,6 +10,7 @@
 #include "check/suite.hpp"
 #include "error.hpp"
 #include "generate_case.hpp"
+#include "planned_case.hpp"
 #include "table.hpp"
 
 namespace tessera::cli {
@@ -63,7 +64,7 @@ TEST_P(Naive, IsCloseToTheReferenceOnTheDefaultSuite) {
     const AttentionCase c = generate_case(s.shape, s.attention, 0, 0, true);
     const AttentionCase wide = c.in_f64();
     const Wanted wanted = all_gradients(c);
-    const PlannedCase planned(wide, plan_options(wide, wanted, "reference", nullptr));
+    PlannedCase planned(wide, plan_options(wide, wanted, "reference", nullptr), {});
     Results exact = allocate_results(wide, wanted);
     planned.forward(exact);
     planned.backward(exact);
@@ -90,11 +91,11 @@ TEST(Oracle, PassesTheReferenceAndNamesRejections) {
   shape.seq_kv = 47;
   shape.bias = true;
   const AttentionCase c = generate_case(shape, {}, 3, 0, true);
-  const RowCheck check = Oracle(c, nullptr).check("reference");
+  const RowCheck check = Oracle(c, nullptr).check({"reference", {}});
   EXPECT_EQ(check.rejection, "");
   ASSERT_EQ(check.tensors.size(), 6u);
   for (const TensorCheck& tensor : check.tensors) EXPECT_TRUE(tensor.passed()) << tensor.name;
-  EXPECT_THROW(Oracle(c, nullptr).check("no such row"), Error);
+  EXPECT_THROW(Oracle(c, nullptr).check({"no such row", {}}), Error);
 }
 
 TEST(GenerateCase, PoisonsWhatNoKernelMayRead) {

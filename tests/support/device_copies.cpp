@@ -1,7 +1,7 @@
 #include "support/device_copies.hpp"
 
 #include <cstring>
-#include <type_traits>
+#include <vector>
 
 namespace tessera::test {
 
@@ -9,39 +9,18 @@ void require(const Status& status) {
   if (!status.ok()) throw std::runtime_error(status.message());
 }
 
-void* DeviceCopies::copy_of(const void* host, std::size_t bytes) {
-  if (bytes == 0) return nullptr;
-  const auto [place, added] = copies_.try_emplace(host);
-  if (added) {
-    place->second = value_of(device::Buffer::allocate(bytes, device_));
-    require(device::copy({place->second.data(), device_}, {const_cast<void*>(host), {}}, bytes));
-  }
-  return place->second.data();
-}
-
 TensorView DeviceCopies::view(const Tensor& tensor) {
   TensorView view = tensor.view();
   if (!tensor.present()) return view;
-  const auto& bytes = tensor.buffer()->bytes;
+  auto& bytes = tensor.buffer()->bytes;
+  const auto [place, added] = copies_.try_emplace(bytes.data());
+  device::Buffer& copy = place->second;
+  if (added) {
+    copy = value_of(device::Buffer::allocate(bytes.size(), device_));
+    require(device::copy({copy.data(), device_}, {bytes.data(), {}}, bytes.size()));
+  }
   const auto offset = static_cast<const std::uint8_t*>(view.data) - bytes.data();
-  view.data = static_cast<std::byte*>(copy_of(bytes.data(), bytes.size())) + offset;
-  view.device = device_;
-  return view;
-}
-
-BlockMaskView DeviceCopies::view(const BlockMaskView& mask) {
-  BlockMaskView view = mask;
-  const auto move = [this](auto*& array, std::int64_t count) {
-    using Element = std::remove_reference_t<decltype(*array)>;
-    array = static_cast<Element*>(copy_of(array, count * sizeof(Element)));
-  };
-  move(view.row_offsets, mask.batch * mask.heads * mask.q_blocks + 1);
-  move(view.columns, mask.entries);
-  move(view.bits_index, mask.entries);
-  move(view.transposed_offsets, mask.batch * mask.heads * mask.kv_blocks + 1);
-  move(view.transposed_rows, mask.entries);
-  move(view.transposed_entries, mask.entries);
-  move(view.bits, mask.partial_blocks * mask.block_q * mask.words_per_row());
+  view.data = static_cast<std::byte*>(copy.data()) + offset;
   view.device = device_;
   return view;
 }
@@ -60,8 +39,8 @@ Inputs DeviceCopies::inputs(const Workload& w) {
   in.cu_seqlens_q = view(w.cu_seqlens_q);
   in.cu_seqlens_k = view(w.cu_seqlens_k);
   if (in.block_mask != nullptr) {
-    block_view_ = view(*in.block_mask);
-    in.block_mask = &block_view_;
+    block_mask_ = value_of(device::BlockMaskCopy::make(*in.block_mask, device_));
+    in.block_mask = &block_mask_->view();
   }
   return in;
 }

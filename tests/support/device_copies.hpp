@@ -2,10 +2,11 @@
 #pragma once
 
 #include <map>
+#include <optional>
 #include <stdexcept>
 #include <utility>
-#include <vector>
 
+#include "device/block_mask.hpp"
 #include "device/device.hpp"
 #include "support/case.hpp"
 
@@ -27,9 +28,7 @@ class DeviceCopies {
 
   /// What lies at the same place of the buffer's copy; absent if the tensor is.
   TensorView view(const Tensor& tensor);
-  /// The mask with its arrays on the device.
-  BlockMaskView view(const BlockMaskView& mask);
-  /// Everything a run reads. The block mask's view lives in this object.
+  /// Everything a run reads. The block mask's copy lives in this object, too.
   Inputs inputs(const Workload& w);
 
   /// Everything that a run writes.
@@ -47,11 +46,9 @@ class DeviceCopies {
   bool unchanged(const Tensor& tensor) const;
 
  private:
-  void* copy_of(const void* host, std::size_t bytes);
-
   Device device_;
   std::map<const void*, device::Buffer> copies_;  // by the host's address
-  BlockMaskView block_view_;
+  std::optional<device::BlockMaskCopy> block_mask_;
 };
 
 }  // namespace tessera::test
