@@ -15,6 +15,24 @@ struct Visit {
 
 inline constexpr int kGranule = 16;  ///< Mask block sizes are multiples of it.
 
+/// BlockWalk of a problem without a block mask.
+template <int kInnerTile>
+class TileWalk {
+ public:
+  __device__ TileWalk(const Parameters&, int, int, Range, Range range)
+      : at_(range.begin / kInnerTile * kInnerTile), end_(range.end) {}
+
+  __device__ bool next(Visit& visit) {
+    if (at_ >= end_) return false;
+    visit.begin = at_;
+    at_ += kInnerTile;
+    return true;
+  }
+
+ private:
+  int at_, end_;
+};
+
 /// CSR or its transpose of one (sequence, head) of a block mask, as lines of entries.
 struct MaskLines {
   const std::int64_t* offsets;
@@ -57,7 +75,7 @@ class BlockWalk {
   static_assert(kInnerTile % kGranule == 0 && kInnerTile / kGranule <= 32);
 
   __device__ BlockWalk(const Parameters& p, int b, int h, Range outer, Range range)
-      : p_(p), range_(range), at_(range.begin / kInnerTile * kInnerTile) {
+      : p_(&p), range_(range), at_(range.begin / kInnerTile * kInnerTile) {
     if (p.block_mask.row_offsets == nullptr || range.empty()) return;
     lines_ = mask_lines<kOuter>(p, b, h);
     const int line = outer.begin / lines_.line_size + static_cast<int>(threadIdx.x % kWarpSize);
@@ -71,7 +89,7 @@ class BlockWalk {
   /// The next tile; false at the end.
   __device__ bool next(Visit& visit) {
     if (at_ >= range_.end) return false;
-    if (p_.block_mask.row_offsets == nullptr) {
+    if (p_->block_mask.row_offsets == nullptr) {
       visit.begin = at_;
       at_ += kInnerTile;
       return true;
@@ -79,8 +97,9 @@ class BlockWalk {
     const int size = lines_.block_size;
     while (entry_ < end_ && (block(entry_) + 1) * size <= at_) ++entry_;
     int first = entry_ < end_ ? max(at_, block(entry_) * size) : kUnbounded;
-    first = __reduce_min_sync(~0u, first) / kInnerTile * kInnerTile;
+    first = __reduce_min_sync(~0u, first);
     if (first >= range_.end) return false;
+    first = first / kInnerTile * kInnerTile;
     visit.begin = first;
     const int last = min(first + kInnerTile, range_.end);
     unsigned listed = 0;
@@ -102,17 +121,17 @@ class BlockWalk {
 
  private:
   __device__ std::int64_t bounded(std::int64_t entry) const {
-    return min(max(entry, static_cast<std::int64_t>(0)), p_.block_mask.entries);
+    return min(max(entry, static_cast<std::int64_t>(0)), p_->block_mask.entries);
   }
   __device__ int block(std::int64_t entry) const {
     return clamp_to(lines_.blocks[entry], 0, lines_.lines_blocks);
   }
   __device__ bool full(std::int64_t entry) const {
     if (lines_.entries != nullptr) entry = bounded(lines_.entries[entry]);
-    return p_.block_mask.bits_index[entry] < 0;
+    return p_->block_mask.bits_index[entry] < 0;
   }
 
-  const Parameters& p_;
+  const Parameters* p_;
   Range range_;
   int at_;
   MaskLines lines_{};
@@ -120,14 +139,30 @@ class BlockWalk {
   std::int64_t entry_ = 0, end_ = 0;
 };
 
-/// Whether the block mask has element (i, j).
-__device__ inline bool block_mask_allows(const Parameters& p, int b, int h, int i, int j) {
+/// What the block mask says of one granule: 16 × 16 elements whose first indices are multiples of
+/// 16. All of them lie in one block, and a row of them in one word of its bits.
+struct MaskGranule {
+  bool listed = false;
+  const std::uint32_t* bits = nullptr;  ///< Word of row 0 with this granule's bits; null: all set.
+  int words = 0;                        ///< From one row to the next.
+  int shift = 0;
+
+  /// Element (i, j) of the sequence, within the granule.
+  __device__ __forceinline__ bool allows(int i, int j) const {
+    if (!listed || bits == nullptr) return listed;
+    return (bits[i % kGranule * words] >> (shift + j % kGranule) & 1u) != 0;
+  }
+};
+
+/// The granule that has element (i, j).
+__device__ inline MaskGranule mask_granule(const Parameters& p, int b, int h, int i, int j) {
   const BlockMaskView& mask = p.block_mask;
   const MaskLines rows = mask_lines<Side::queries>(p, b, h);
   const int row = i / rows.line_size;
   const int column = j / rows.block_size;
   std::int64_t low = min(max(rows.offsets[row], static_cast<std::int64_t>(0)), mask.entries);
   std::int64_t high = min(max(rows.offsets[row + 1], low), mask.entries);
+  const std::int64_t end = high;
   while (low < high) {
     const std::int64_t middle = (low + high) / 2;
     if (rows.blocks[middle] < column) {
@@ -136,18 +171,34 @@ __device__ inline bool block_mask_allows(const Parameters& p, int b, int h, int 
       high = middle;
     }
   }
-  if (low >= mask.entries || low >= rows.offsets[row + 1] || rows.blocks[low] != column) {
-    return false;
-  }
+  if (low >= end || rows.blocks[low] != column) return {};
   const std::int64_t partial = mask.bits_index[low];
-  if (partial < 0) return true;
-  if (partial >= mask.partial_blocks) return false;
-  const int in_row = i - row * rows.line_size;
-  const int in_column = j - column * rows.block_size;
+  if (partial < 0) return {true};
+  if (partial >= mask.partial_blocks) return {};
+  const int in_row = (i - row * rows.line_size) / kGranule * kGranule;
+  const int in_column = (j - column * rows.block_size) / kGranule * kGranule;
   const int words = (rows.block_size + 31) / 32;
-  const std::uint32_t word =
-      mask.bits[(partial * rows.line_size + in_row) * words + in_column / 32];
-  return (word >> (in_column % 32) & 1u) != 0;
+  return {true, mask.bits + (partial * rows.line_size + in_row) * words + in_column / 32, words,
+          in_column % 32};
+}
+
+/// Whether the block mask has element (i, j).
+__device__ inline bool block_mask_allows(const Parameters& p, int b, int h, int i, int j) {
+  return mask_granule(p, b, h, i, j).allows(i, j);
+}
+
+/// A bit for each granule of rows of [outer.begin, outer.end), counted from outer.begin: set if any
+/// block of the mask covers it for (sequence, head). All set without a block mask. Whole warps call
+/// it together.
+template <Side kOuter>
+__device__ inline unsigned listed_granules(const Parameters& p, int b, int h, Range outer) {
+  if (p.block_mask.row_offsets == nullptr) return ~0u;
+  const MaskLines lines = mask_lines<kOuter>(p, b, h);
+  const int at = outer.begin + static_cast<int>(threadIdx.x % kWarpSize) * kGranule;
+  const int line = at / lines.line_size;
+  const bool listed =
+      at < outer.end && line < lines.lines && lines.offsets[line] < lines.offsets[line + 1];
+  return __ballot_sync(~0u, listed);
 }
 
 }  // namespace tessera::cuda

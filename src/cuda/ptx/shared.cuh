@@ -36,6 +36,17 @@ __device__ __forceinline__ void store_shared_16(std::uint32_t to, std::uint32_t 
                : "memory");
 }
 
+__device__ __forceinline__ void store_shared_4(std::uint32_t to, std::uint32_t word) {
+  asm volatile("st.shared.b32 [%0], %1;\n" : : "r"(to), "r"(word) : "memory");
+}
+
+__device__ __forceinline__ void load_shared_16(std::uint32_t (&w)[4], std::uint32_t from) {
+  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];\n"
+               : "=r"(w[0]), "=r"(w[1]), "=r"(w[2]), "=r"(w[3])
+               : "r"(from)
+               : "memory");
+}
+
 /// Copies 16 bytes from global to shared memory asynchronously, past L1; `bytes` = 0 writes zeros
 /// and reads nothing.
 __device__ __forceinline__ void cp_async_16(std::uint32_t to, const void* from, int bytes) {
