@@ -1,0 +1,127 @@
+// Online softmax on scores that lie in registers as mma accumulators (ptx/mma.cuh): a thread has
+// kRowTiles × 2 rows, four neighbouring lanes share each of them.
+//
+// The weights of a tile of scores s are p = 2^(factor · s − m), where m is a *reference* of the
+// row: any number near its running maximum serves, since it cancels in Σ p v / Σ p. So m is not
+// raised with every new maximum but only when a weight could grow too large for the 16-bit operand
+// of the second product: when a thread's part of a row sum passes kTrust. On ordinary scores that
+// happens in the first tile alone; all others need neither a maximum, nor an exchange between
+// lanes, nor the rescaling of the accumulator. (FlashAttention-4 skips the rescaling by a bound on
+// the maximum; here the sums, which are needed anyway, are the bound.)
+#pragma once
+
+#include "cuda/algo/score.cuh"
+#include "cuda/ptx/mma.cuh"
+
+namespace tessera::cuda {
+
+template <typename T, int kRowTiles>
+class OnlineSoftmax {
+ public:
+  /// Weights stay below it: far inside f16's 65504. Sums in f32 lose nothing.
+  static constexpr float kTrust = 256.0f;
+  /// The reference of a row that has no score yet. Finite, so that −inf − m is −inf and no
+  /// masked score ever gives a NaN; so low that any score of an untouched row passes kTrust.
+  static constexpr float kUntouched = -1e38f;
+
+  /// factor: what a score is multiplied by before it is the exponent of 2; above 0.
+  __device__ explicit OnlineSoftmax(float factor) : factor_(factor) {
+#pragma unroll
+    for (int r = 0; r < kRowTiles; ++r) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        m_[r][half] = kUntouched;
+        l_[r][half] = 0;
+      }
+    }
+  }
+
+  /// Turns scores s [16 · kRowTiles × 8 · kColumnTiles] of a warp into weights p, the A operand of
+  /// the second product, and takes them into the row sums. Calls rescale(r, half, by) for every row
+  /// whose accumulator has to be multiplied by `by` before it.
+  template <int kColumnTiles, typename Rescale>
+  __device__ __forceinline__ void weigh(const float (&s)[kRowTiles][kColumnTiles][4],
+                                        std::uint32_t (&p)[kRowTiles][kColumnTiles / 2][4],
+                                        Rescale rescale) {
+#pragma unroll
+    for (int r = 0; r < kRowTiles; ++r) {
+      float sum[2];
+      exponentiate(r, s[r], p[r], sum);
+      if (!__all_sync(~0u, fmaxf(sum[0], sum[1]) <= kTrust)) {
+        raise(r, s[r], rescale);
+        exponentiate(r, s[r], p[r], sum);
+      }
+      l_[r][0] += sum[0];
+      l_[r][1] += sum[1];
+    }
+  }
+
+  /// Of a row when all tiles are done.
+  struct Result {
+    float scale;  ///< What the accumulator is multiplied by; 0 in a row without scores.
+    float lse;    ///< Natural logarithm; −inf in a row without scores.
+  };
+
+  /// `sink` (natural units) is one more score, without a value; −inf: none. All lanes call it.
+  __device__ __forceinline__ Result finish(int r, int half, float sink) const {
+    float l = l_[r][half];
+    l += __shfl_xor_sync(~0u, l, 1);
+    l += __shfl_xor_sync(~0u, l, 2);
+    float m = l > 0 ? m_[r][half] : minus_infinity();
+    float by = 1;
+    if (sink != minus_infinity()) {
+      const float sink2 = sink * kLog2e;
+      const float higher = fmaxf(m, sink2);
+      by = ptx::exp2(m - higher);
+      l = l * by + ptx::exp2(sink2 - higher);
+      m = higher;
+    }
+    if (!(l > 0)) return {0, minus_infinity()};
+    return {by / l, (m + log2f(l)) * kLn2};
+  }
+
+ private:
+  /// Weights of row tile r and their sums over this thread's columns.
+  template <int kColumnTiles>
+  __device__ __forceinline__ void exponentiate(int r, const float (&s)[kColumnTiles][4],
+                                               std::uint32_t (&p)[kColumnTiles / 2][4],
+                                               float (&sum)[2]) const {
+    sum[0] = sum[1] = 0;
+#pragma unroll
+    for (int n = 0; n < kColumnTiles; ++n) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const float low = ptx::exp2(fmaf(s[n][2 * half], factor_, -m_[r][half]));
+        const float high = ptx::exp2(fmaf(s[n][2 * half + 1], factor_, -m_[r][half]));
+        sum[half] += low + high;
+        p[n / 2][n % 2 * 2 + half] = ptx::pack<T>(low, high);
+      }
+    }
+  }
+
+  /// Raises the references of row tile r to their maxima.
+  template <int kColumnTiles, typename Rescale>
+  __device__ __forceinline__ void raise(int r, const float (&s)[kColumnTiles][4], Rescale rescale) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float highest = minus_infinity();
+#pragma unroll
+      for (int n = 0; n < kColumnTiles; ++n) {
+        highest = fmaxf(highest, fmaxf(s[n][2 * half], s[n][2 * half + 1]));
+      }
+      highest = fmaxf(highest, __shfl_xor_sync(~0u, highest, 1));
+      highest = fmaxf(highest, __shfl_xor_sync(~0u, highest, 2));
+      const float m = fmaxf(m_[r][half], highest * factor_);
+      const float by = ptx::exp2(m_[r][half] - m);
+      m_[r][half] = m;
+      l_[r][half] *= by;
+      rescale(r, half, by);
+    }
+  }
+
+  float factor_;
+  float m_[kRowTiles][2];
+  float l_[kRowTiles][2];  ///< This thread's columns only, until finish.
+};
+
+}  // namespace tessera::cuda

@@ -1,0 +1,248 @@
+// Forward attention on mma.sync (Ampere and every later chip), after FlashAttention-2.
+//
+// One block computes one tile of one query head's rows:
+//
+//   Q [tile_m × D] shared · K, V [tile_n × D], [tile_n × Dv] shared, `stages` of each
+//   each warp: S [rows × tile_n] f32 → P 16-bit, O [rows × Dv] f32, in registers throughout
+//
+//   load Q, K₀, V₀
+//   for each key tile j that the rows see:
+//     wait for K_j, V_j; barrier; start to load K_j+1, V_j+1 into the stage that j − 1 has left
+//     S = Q K_jᵀ → features → mask → P = 2^(S − m), row sums
+//     O += P V_j
+//   O / row sums → shared (where Q was) → global, 16 bytes at a time
+//
+// A warp owns its rows from the first score to the last store, so nothing but K and V is shared and
+// one barrier a tile is enough: behind it all warps have arrived at tile j, hence done with j − 1,
+// and every thread has waited for its own copies of tile j. Q's warp-own rows are overwritten at
+// the end by the same warp only.
+//
+// Key tiles outside causal mask, window, used length or block mask are not visited; those whose
+// every element counts run without element tests. Masked, unused and unlisted elements get −inf, so
+// their weight is 0; their memory is zero in shared memory where it must not be read at all
+// (load_tile), so that 0 · v is 0.
+//
+// Blocks of the query heads that share a key head are neighbours in the grid, and so are the tiles
+// of one sequence: K and V come from L2.
+#pragma once
+
+#include "cuda/algo/block_walk.cuh"
+#include "cuda/algo/config.hpp"
+#include "cuda/algo/score_tile.cuh"
+#include "cuda/algo/sequence.cuh"
+#include "cuda/algo/softmax.cuh"
+#include "cuda/ptx/mma.cuh"
+#include "cuda/ptx/shared.cuh"
+#include "cuda/sm80/forward.hpp"
+#include "cuda/tile/products.cuh"
+#include "cuda/tile/shared_tile.cuh"
+
+namespace tessera::cuda::sm80 {
+
+template <DType>
+struct ElementOf;
+template <>
+struct ElementOf<DType::f16> {
+  using Type = __half;
+};
+template <>
+struct ElementOf<DType::bf16> {
+  using Type = __nv_bfloat16;
+};
+
+/// Everything about a config that is known when compiling.
+template <ForwardConfig C>
+struct ForwardTraits {
+  using T = typename ElementOf<C.dtype>::Type;
+  static constexpr int kThreads = C.warps * kWarpSize;
+  static constexpr int kRowTiles = C.tile_m / C.warps / 16;  ///< 16-row tiles of a warp.
+  static constexpr int kScoreTiles = C.tile_n / 8;
+  static constexpr int kOutTiles = C.head_dim_v / 8;
+  static_assert(C.tile_m == kRowTiles * 16 * C.warps && C.tile_n % 16 == 0);
+
+  using QTile = SharedTile<T, C.tile_m, C.head_dim>;
+  using KTile = SharedTile<T, C.tile_n, C.head_dim>;
+  using VTile = SharedTile<T, C.tile_n, C.head_dim_v>;
+  using OTile = SharedTile<T, C.tile_m, C.head_dim_v>;
+  static_assert(OTile::kBytes <= QTile::kBytes && OTile::kPanel == QTile::kPanel,
+                "O takes the place of Q, row by row");
+  using Walk = std::conditional_t<C.extras, BlockWalk<Side::queries, C.tile_n>, TileWalk<C.tile_n>>;
+};
+
+/// Head h and tile of a block: heads of one key head side by side, then tiles, then key heads.
+template <ForwardConfig C>
+__device__ inline bool locate_block(const Parameters& p, TileIndex& tile) {
+  const int in_group = static_cast<int>(blockIdx.x) % p.group;
+  const int rest = static_cast<int>(blockIdx.x) / p.group;
+  const int tiles = static_cast<int>(gridDim.x) / p.heads_q;
+  tile.h = rest / tiles * p.group + in_group;
+  return locate_tile<Side::queries>(p, rest % tiles, C.tile_m, tile);
+}
+
+/// The work of one block on one tile of rows.
+template <ForwardConfig C>
+class ForwardTile {
+  using Traits = ForwardTraits<C>;
+  using T = typename Traits::T;
+  using Rules = ScoreTile<T, Traits::kRowTiles, Traits::kScoreTiles>;
+  static constexpr int kThreads = Traits::kThreads;
+  static constexpr int kRowTiles = Traits::kRowTiles;
+
+ public:
+  __device__ ForwardTile(const Parameters& p, const TileIndex& tile, std::uint32_t shared)
+      : p_(p),
+        tile_(tile),
+        sequence_(sequence_of(p, tile.b)),
+        rows_{tile.begin, min(tile.begin + C.tile_m, sequence_.q_len)},
+        q_{shared},
+        k_{shared + Traits::QTile::kBytes},
+        v_{k_.base + C.stages * Traits::KTile::kBytes},
+        warp_row_(static_cast<int>(threadIdx.x / kWarpSize) * 16 * kRowTiles),
+        rules_(p, sequence_, tile.b, tile.h, tile.begin + warp_row_),
+        scored_(C.extras && Rules::needed(p)),
+        softmax_(scored_ ? 1.0f : p.scale * kLog2e) {}
+
+  __device__ void run() {
+    Range keys{0, 0};
+    if (!rows_.empty()) keys = visible_keys(p_, sequence_, rows_.begin, rows_.end);
+    typename Traits::Walk walk(p_, tile_.b, tile_.h, rows_, keys);
+    Visit visit;
+    bool more = walk.next(visit);
+    if (more) {
+      load_q();
+      load_kv(visit, 0);
+    }
+    for (int stage = 0; more; stage = (stage + 1) % C.stages) {
+      const Visit now = visit;
+      more = walk.next(visit);
+      ptx::cp_async_wait<0>();
+      __syncthreads();
+      if (more) load_kv(visit, (stage + 1) % C.stages);
+      const Range columns{now.begin, now.begin + C.tile_n};
+      if (now.full && all_visible(p_, sequence_, rows_, columns)) {
+        attend</*kMasked=*/false>(now, stage);
+      } else {
+        attend</*kMasked=*/true>(now, stage);
+      }
+    }
+    finish();
+  }
+
+ private:
+  __device__ __forceinline__ void load_q() {
+    const T* q = row_of<const T>(p_.q, tile_.b, tile_.h, sequence_.q_begin);
+    load_tile<kThreads>(q_, q, p_.q.stride_s, p_.q.vectors, rows_.begin, rows_.end, p_.head_dim);
+  }
+
+  __device__ __forceinline__ void load_kv(const Visit& visit, int stage) {
+    const int h = tile_.h / p_.group;
+    const T* k = row_of<const T>(p_.k, tile_.b, h, sequence_.kv_begin);
+    const T* v = row_of<const T>(p_.v, tile_.b, h, sequence_.kv_begin);
+    const unsigned listed = C.extras ? visit.listed : ~0u;
+    load_tile<kThreads>(k_stage(stage), k, p_.k.stride_s, p_.k.vectors, visit.begin,
+                        sequence_.kv_len, p_.head_dim, listed);
+    load_tile<kThreads>(v_stage(stage), v, p_.v.stride_s, p_.v.vectors, visit.begin,
+                        sequence_.kv_len, p_.head_dim_v, listed);
+    ptx::cp_async_commit();
+  }
+
+  template <bool kMasked>
+  __device__ __forceinline__ void attend(const Visit& visit, int stage) {
+    typename Rules::Scores s = {};
+    multiply_rows<T>(s, q_, warp_row_, k_stage(stage), 0);
+    if constexpr (C.extras) {
+      if (scored_) rules_.score(s, visit.begin);
+    }
+    if constexpr (kMasked) {
+      if constexpr (C.extras) {
+        if (!visit.full) rules_.mask_blocks(s, visit.begin);
+      }
+      rules_.mask_positions(s, visit.begin);
+    }
+    typename Rules::Weights weights;
+    softmax_.weigh(s, weights, [this](int r, int half, float by) {
+#pragma unroll
+      for (int n = 0; n < Traits::kOutTiles; ++n) {
+        o_[r][n][2 * half] *= by;
+        o_[r][n][2 * half + 1] *= by;
+      }
+    });
+    if constexpr (C.extras) {
+      if (p_.dropout_threshold != 0) rules_.drop(weights, visit.begin);
+    }
+    multiply_registers<T>(o_, weights, v_stage(stage), 0, 0);
+  }
+
+  /// Divides by the row sums and stores o and lse of every row that exists.
+  __device__ __forceinline__ void finish() {
+    const int lane = static_cast<int>(threadIdx.x % kWarpSize);
+    const float sink = C.extras && p_.sink != nullptr ? p_.sink[tile_.h] : minus_infinity();
+    const typename Traits::OTile o_tile{q_.base};
+    __syncwarp();  // all lanes have read Q
+#pragma unroll
+    for (int r = 0; r < kRowTiles; ++r) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int row = warp_row_ + 16 * r + 8 * half + lane / 4;
+        const int i = tile_.begin + row;
+        auto [scale, lse] = softmax_.finish(r, half, sink);
+        const bool used = i < rows_.end;
+        if (!used) lse = minus_infinity();
+        if (p_.lse.data != nullptr && lane % 4 == 0 && i < sequence_.q_rows) {
+          *scalar_of(p_.lse, tile_.b, tile_.h, sequence_.q_begin + i) = lse;
+        }
+        if constexpr (C.extras) scale *= p_.keep_scale;
+#pragma unroll
+        for (int n = 0; n < Traits::kOutTiles; ++n) {
+          ptx::store_shared_4(
+              o_tile.at(row, n) + lane % 4 * 4,
+              used ? ptx::pack<T>(o_[r][n][2 * half] * scale, o_[r][n][2 * half + 1] * scale) : 0);
+        }
+      }
+    }
+    __syncwarp();
+    T* o = row_of<T>(p_.o, tile_.b, tile_.h, sequence_.q_begin);
+    store_rows<16 * kRowTiles>(o_tile, warp_row_, o, p_.o.stride_s, p_.o.vectors, tile_.begin,
+                               sequence_.q_rows, p_.head_dim_v);
+  }
+
+  __device__ __forceinline__ typename Traits::KTile k_stage(int stage) const {
+    return {k_.base + stage * Traits::KTile::kBytes};
+  }
+  __device__ __forceinline__ typename Traits::VTile v_stage(int stage) const {
+    return {v_.base + stage * Traits::VTile::kBytes};
+  }
+
+  const Parameters& p_;
+  const TileIndex tile_;
+  const Sequence sequence_;
+  const Range rows_;  ///< Used rows of the tile.
+  const typename Traits::QTile q_;
+  const typename Traits::KTile k_;  ///< Stage 0.
+  const typename Traits::VTile v_;
+  const int warp_row_;  ///< The warp's first row within the tile.
+  const Rules rules_;
+  const bool scored_;  ///< Scores take more than a scale.
+  OnlineSoftmax<T, kRowTiles> softmax_;
+  float o_[kRowTiles][Traits::kOutTiles][4] = {};
+};
+
+template <typename C>
+__global__ void __launch_bounds__(ForwardTraits<C::value>::kThreads, C::value.blocks)
+    forward(const __grid_constant__ Parameters p) {
+  extern __shared__ __align__(128) std::byte shared[];
+  TileIndex tile;
+  if (!locate_block<C::value>(p, tile)) return;
+  ForwardTile<C::value>(p, tile, ptx::shared_address(shared)).run();
+}
+
+template <ForwardConfig C>
+constexpr ForwardVariant forward_variant() {
+  return {C, [](const Parameters& p, cudaStream_t stream) {
+            const std::int64_t blocks = tiles_per_head(p, p.seq_q, C.tile_m) * p.heads_q;
+            return launch("cuda_sm80 forward", forward<Constant<C>>, blocks,
+                          ForwardTraits<C>::kThreads, C.shared_bytes(), stream, p);
+          }};
+}
+
+}  // namespace tessera::cuda::sm80

@@ -1,0 +1,62 @@
+// The forward kernels of row cuda_sm80: which there are, and how one is chosen.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <memory>
+#include <span>
+#include <string>
+
+#include "core/registry.hpp"
+#include "cuda/algo/parameters.hpp"
+#include "cuda/host/launch.hpp"
+
+namespace tessera::cuda::sm80 {
+
+/// How a block works (forward.cuh).
+struct ForwardConfig {
+  DType dtype;
+  int head_dim, head_dim_v;  ///< Padded sizes: smaller ones are zero-filled in shared memory.
+  int tile_m, tile_n;        ///< Queries of a block; keys of one step.
+  int warps;
+  int stages;   ///< Key tiles in shared memory.
+  int blocks;   ///< Blocks that registers leave room for on a multiprocessor.
+  bool extras;  ///< Block mask, softcap, bias, ALiBi, mask, sink, dropout, scale ≤ 0.
+
+  constexpr std::size_t shared_bytes() const {
+    return 2 * (tile_m * head_dim + stages * tile_n * (head_dim + head_dim_v));
+  }
+};
+
+/// A compiled kernel.
+struct ForwardVariant {
+  ForwardConfig config;
+  Status (*enqueue)(const Parameters& p, cudaStream_t stream);
+};
+
+/// Those of one head dim (one source file each), most preferred first.
+std::span<const ForwardVariant> forward_d64();
+std::span<const ForwardVariant> forward_d96();
+std::span<const ForwardVariant> forward_d128();
+std::span<const ForwardVariant> forward_d192();
+std::span<const ForwardVariant> forward_d256();
+
+class Forward final : public CudaKernel {
+ public:
+  Forward(const Problem& problem, const ForwardVariant& variant)
+      : CudaKernel(problem), variant_(variant) {}
+  std::string config() const override;
+  std::size_t workspace_bytes() const override { return 0; }
+
+ protected:
+  Status enqueue(const Arguments& arguments, cudaStream_t stream) const override;
+
+ private:
+  const ForwardVariant& variant_;
+};
+
+/// Empty if there is a kernel for the forward pass of a problem, else why not.
+std::string reject_forward(const Problem& problem);
+std::unique_ptr<Kernel> make_forward(const Problem& problem);
+
+}  // namespace tessera::cuda::sm80

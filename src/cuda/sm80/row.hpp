@@ -1,0 +1,10 @@
+// Tensor-core kernels on mma.sync for Ampere and every later chip.
+#pragma once
+
+#include "core/registry.hpp"
+
+namespace tessera::cuda::sm80 {
+
+extern const Row kSm80Row;
+
+}  // namespace tessera::cuda::sm80
