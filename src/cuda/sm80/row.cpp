@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "cuda/host/launch.hpp"
+#include "cuda/sm80/backward.hpp"
 #include "cuda/sm80/forward.hpp"
 
 namespace tessera::cuda::sm80 {
@@ -15,12 +16,16 @@ std::string reject(const Problem& problem) {
   if (const int chip = device_info(problem.device.index).compute_capability; chip < kAmpere) {
     return fmt::format("needs sm_80 or later, this is sm_{}", chip);
   }
-  return problem.pass == Pass::forward ? reject_forward(problem) : "no backward pass yet";
+  return problem.pass == Pass::forward ? reject_forward(problem) : reject_backward(problem);
+}
+
+std::unique_ptr<Kernel> make(const Problem& problem) {
+  return problem.pass == Pass::forward ? make_forward(problem) : make_backward(problem);
 }
 
 }  // namespace
 
-const Row kSm80Row{"cuda_sm80", "f16 bf16, forward, head dims to 256, tensor cores", no_device,
-                   reject, make_forward};
+const Row kSm80Row{"cuda_sm80", "f16 bf16, forward and backward, head dims to 256, tensor cores",
+                   no_device, reject, make};
 
 }  // namespace tessera::cuda::sm80

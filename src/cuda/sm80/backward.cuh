@@ -1,0 +1,418 @@
+// The backward pass on tensor cores (mma.sync), keys outside, queries inside, after
+// FlashAttention-2 (Dao 2023, algorithm 2).
+//
+// One block: one tile of C.keys keys of one key head. It keeps K, V and the accumulators of d_k and
+// d_v, and walks through the tiles of C.queries queries that see its keys, of every query head of
+// the group in turn, so that d_k and d_v need no sum across blocks:
+//
+//   sᵀ   [keys × queries] = K Qᵀ            warp: keys / warps_k × queries / warps_q
+//   d_pᵀ [keys × queries] = V d_Oᵀ          the same
+//   pᵀ = 2^(sᵀ − lse), d_sᵀ = pᵀ (d_pᵀ − delta)      in registers, rounded to 16 bits
+//   d_v  [keys × dims] += pᵀ d_O            warp: keys / warps_k × dims / warps_q
+//   d_k  [keys × dims] += d_sᵀ Q            the same
+//   d_q  [queries × dims] = d_s K           warp: queries / 2 × dims / (warps / 2); added to f32
+//                                           accumulators in the workspace
+//
+// Schedule of one step, two barriers:
+//   A  the step's Q and d_O have arrived; nobody reads the other stage, p and d_s any more
+//      → cp.async of the next step's Q and d_O into the other stage
+//      → s, d_p, p, d_s; p and d_s to shared memory; d_v, d_k with the warp's own p, d_s as the
+//        operand in registers
+//   B  p, d_s of all warps are there
+//      → d_v, d_k with the other warps' p, d_s; d_q
+//
+// d_q. By default blocks add to the accumulators in any order: results differ between runs in the
+// last bits. With `deterministic` the blocks that visit a query tile take turns, the last key tile
+// first; a block's number comes from a ticket, so whoever is waited for has started.
+// Accumulators are kept in the order of registers (element [r][c] of thread x of tile t at
+// ((t · elements + r · columns + c) · threads + x) · 4), so that every addition is a whole vector;
+// sm80_backward_d_q brings them into rows.
+#pragma once
+
+#include <array>
+
+#include "cuda/algo/config.hpp"
+#include "cuda/ptx/reduce.cuh"
+#include "cuda/sm80/backward.hpp"
+#include "cuda/sm80/backward_scores.cuh"
+#include "cuda/tile/products.cuh"
+#include "cuda/tile/shared_tile.cuh"
+
+namespace tessera::cuda::sm80 {
+
+template <BackwardConfig C>
+struct BackwardTiles {
+  using T = std::conditional_t<C.dtype == DType::f16, __half, __nv_bfloat16>;
+  using Keys = SharedTile<T, C.keys, C.head_dim>;
+  using Queries = SharedTile<T, C.queries, C.head_dim>;
+  using Scores = SharedTile<T, C.keys, C.queries>;
+
+  static constexpr bool kExtras = C.extras;
+  static constexpr int kWarps = C.warps_k * C.warps_q;
+  static constexpr int kThreads = kWarps * kWarpSize;
+  static constexpr bool kSharesWeights = C.warps_q > 1;  ///< p goes through shared memory.
+
+  static constexpr int kWarpKeys = C.keys / C.warps_k;
+  static constexpr int kWarpQueries = C.queries / C.warps_q;
+  static constexpr int kWarpDims = C.head_dim / C.warps_q;
+
+  static constexpr int kQueryRows = 2;  ///< Warps along the queries of d_q.
+  static constexpr int kQueryRowTiles = C.queries / kQueryRows / 16;
+  static constexpr int kQueryWarpDims = C.head_dim / (kWarps / kQueryRows);
+  static constexpr int kQueryElements = kQueryRowTiles * kQueryWarpDims / 8;
+  static constexpr int kQueryTileFloats = C.queries * C.head_dim;
+
+  static constexpr int kScalars = 2 * C.queries;  ///< lse and delta of one stage.
+  static constexpr int kQueriesAt = 2 * Keys::kBytes;
+  static constexpr int kScoresAt = kQueriesAt + 2 * C.stages * Queries::kBytes;
+  static constexpr int kScalarsAt = kScoresAt + (kSharesWeights ? 2 : 1) * Scores::kBytes;
+  static constexpr int kSharedBytes = kScalarsAt + C.stages * kScalars * 4;
+
+  static_assert(kSharedBytes == static_cast<int>(C.shared_bytes()));
+  static_assert(C.stages == 1 || C.stages == 2);
+  static_assert(kThreads >= kScalars, "one thread for each scalar of a step");
+  static_assert(kWarpKeys % 16 == 0 && kWarpQueries % C.warp_queries == 0 &&
+                C.warp_queries % 16 == 0);
+  static_assert(kWarpDims % 16 == 0 && kQueryWarpDims % 16 == 0);
+};
+
+/// Index of a query tile among those of its head: tiles of different sequences never share one.
+__device__ __forceinline__ int query_tile(const Parameters& p, const Sequence& s, int b, int begin,
+                                          int rows) {
+  if (p.varlen) return s.q_begin / rows + b + begin / rows;
+  return b * ((p.seq_q + rows - 1) / rows) + begin / rows;
+}
+
+/// A query tile of one head.
+struct QueryStep {
+  int h = 0;
+  Visit visit;
+};
+
+/// The query tiles that a block visits: those of each head of the group, ascending.
+template <BackwardConfig C>
+class QueryWalk {
+ public:
+  __device__ QueryWalk(const Parameters& p, int b, int h_kv, Range keys, Range queries)
+      : p_(p),
+        b_(b),
+        h_(h_kv * p.group),
+        h_end_(keys.empty() || queries.empty() ? h_ : h_ + p.group),
+        keys_(keys),
+        queries_(queries),
+        walk_(p, b, h_, keys, queries) {}
+
+  __device__ bool next(QueryStep& step) {
+    while (h_ < h_end_) {
+      step.h = h_;
+      if (walk_.next(step.visit)) return true;
+      ++h_;
+      if (h_ < h_end_) walk_ = Walk(p_, b_, h_, keys_, queries_);
+    }
+    return false;
+  }
+
+ private:
+  using Walk = std::conditional_t<C.extras, BlockWalk<Side::keys, C.queries>, TileWalk<C.queries>>;
+
+  const Parameters& p_;
+  int b_, h_, h_end_;
+  Range keys_, queries_;
+  Walk walk_;
+};
+
+/// Number of this block, from which its tile follows. Where blocks take turns, tiles go out last
+/// first, in the order in which blocks start.
+__device__ __forceinline__ int block_number(const QueryAccumulators& accumulators,
+                                            unsigned char* shared) {
+  if (accumulators.turns == nullptr) return static_cast<int>(blockIdx.x);
+  auto* const ticket = reinterpret_cast<volatile int*>(shared);
+  if (threadIdx.x == 0) *ticket = atomicAdd(accumulators.ticket, 1);
+  __syncthreads();
+  const int number = static_cast<int>(gridDim.x) - 1 - *ticket;
+  __syncthreads();
+  return number;
+}
+
+/// How many blocks add to the tile of queries from i0 on before the block of `keys`: those of the
+/// key tiles behind it that visit the query tile. Called by whole warps.
+template <BackwardConfig C>
+__device__ inline int turn_of(const Parameters& p, const Sequence& sequence, int b, int h, int i0,
+                              Range keys) {
+  const Range queries{i0, min(i0 + C.queries, sequence.q_len)};
+  if (C.extras && p.block_mask.row_offsets != nullptr) {
+    BlockWalk<Side::queries, C.keys> behind(p, b, h, queries,
+                                            Range{keys.begin + C.keys, sequence.kv_len});
+    int turn = 0;
+    for (Visit visit; behind.next(visit);) ++turn;
+    return turn;
+  }
+  const Range seen = visible_keys(p, sequence, queries.begin, queries.end);
+  return (seen.end - 1) / C.keys - keys.begin / C.keys;
+}
+
+/// Adds this block's part of d_q to a query tile's accumulators.
+template <BackwardConfig C, int kR, int kC>
+__device__ __forceinline__ void add_d_q(float* tile, const float (&d_q)[kR][kC][4]) {
+#pragma unroll
+  for (int r = 0; r < kR; ++r) {
+#pragma unroll
+    for (int c = 0; c < kC; ++c) {
+      const int vector = (r * kC + c) * BackwardTiles<C>::kThreads + static_cast<int>(threadIdx.x);
+      ptx::reduce_add_16(tile + 4 * vector, d_q[r][c]);
+    }
+  }
+}
+
+template <typename ConfigOf>
+__global__ void __launch_bounds__(BackwardTiles<ConfigOf::value>::kThreads, ConfigOf::value.blocks)
+    sm80_backward(const __grid_constant__ Parameters p, const __grid_constant__ Gradients g,
+                  const __grid_constant__ QueryAccumulators accumulators, int tiles) {
+  constexpr BackwardConfig C = ConfigOf::value;
+  using S = BackwardTiles<C>;
+  using T = typename S::T;
+  extern __shared__ __align__(128) unsigned char shared[];
+
+  TileIndex tile;
+  const int number = block_number(accumulators, shared);
+  tile.h = number / tiles;
+  if (!locate_tile<Side::keys>(p, number % tiles, C.keys, tile)) return;
+  const int b = tile.b, h_kv = tile.h, j0 = tile.begin;
+  const Sequence sequence = sequence_of(p, b);
+  const bool in_turns = accumulators.turns != nullptr;
+
+  const int thread = static_cast<int>(threadIdx.x);
+  const int warp = __shfl_sync(~0u, thread / kWarpSize, 0);  // known to be the same for a warp
+  const int lane = thread % kWarpSize;
+  const int warp_key = warp / C.warps_q * S::kWarpKeys;
+  const int warp_query = warp % C.warps_q * S::kWarpQueries;
+  const int warp_dims = warp % C.warps_q * S::kWarpDims / 16;
+
+  const std::uint32_t base = ptx::shared_address(shared);
+  const typename S::Keys k{base}, v{base + S::Keys::kBytes};
+  const typename S::Scores d_s_tile{base + S::kScoresAt};
+  const typename S::Scores weights_tile{base + S::kScoresAt + S::Scores::kBytes};
+  const auto q_tile = [&](int stage) {
+    return typename S::Queries{base + S::kQueriesAt + 2 * stage * S::Queries::kBytes};
+  };
+  const auto d_o_tile = [&](int stage) {
+    return typename S::Queries{base + S::kQueriesAt + (2 * stage + 1) * S::Queries::kBytes};
+  };
+  float* const scalars = reinterpret_cast<float*>(shared + S::kScalarsAt);
+
+  const Range keys{j0, min(j0 + C.keys, sequence.kv_len)};
+  Range queries;
+  if (!keys.empty()) queries = seeing_queries(p, sequence, keys.begin, keys.end);
+  if (C.extras && in_turns && p.block_mask.row_offsets != nullptr) {
+    queries = {0, sequence.q_len};  // what turn_of counts with
+  }
+
+  const auto load_keys = [&] {
+    unsigned listed = ~0u;
+    if constexpr (S::kExtras) {
+      listed = 0;
+      for (int h = h_kv * p.group; h < (h_kv + 1) * p.group; ++h) {
+        listed |= listed_granules<Side::keys>(p, b, h, keys);
+      }
+    }
+    load_tile<S::kThreads>(k, row_of<T>(p.k, b, h_kv, sequence.kv_begin), p.k.stride_s, p.k.vectors,
+                           j0, sequence.kv_len, p.head_dim, listed);
+    load_tile<S::kThreads>(v, row_of<T>(p.v, b, h_kv, sequence.kv_begin), p.v.stride_s, p.v.vectors,
+                           j0, sequence.kv_len, p.head_dim_v, listed);
+  };
+  const auto load_queries = [&](const QueryStep& step, int stage) {
+    const unsigned listed = S::kExtras ? step.visit.listed : ~0u;
+    load_tile<S::kThreads>(q_tile(stage), row_of<T>(p.q, b, step.h, sequence.q_begin), p.q.stride_s,
+                           p.q.vectors, step.visit.begin, sequence.q_len, p.head_dim, listed);
+    load_tile<S::kThreads>(d_o_tile(stage), row_of<T>(g.d_o, b, step.h, sequence.q_begin),
+                           g.d_o.stride_s, g.d_o.vectors, step.visit.begin, sequence.q_len,
+                           p.head_dim_v, listed);
+    ptx::cp_async_commit();
+  };
+  const auto read_scalar = [&](const QueryStep& step) {
+    const int i = step.visit.begin + thread % C.queries;
+    const bool exists = thread < S::kScalars && i < sequence.q_len;
+    if (thread >= C.queries) {
+      return exists ? *scalar_of(g.delta, b, step.h, sequence.q_begin + i) : 0.0f;
+    }
+    const float lse =
+        exists ? *scalar_of(p.lse, b, step.h, sequence.q_begin + i) : minus_infinity();
+    return lse == minus_infinity() ? plus_infinity() : lse * kLog2e;
+  };
+  const auto keep_scalar = [&](int stage, float scalar) {
+    if (thread < S::kScalars) scalars[stage * S::kScalars + thread] = scalar;
+  };
+
+  float d_k[S::kWarpKeys / 16][S::kWarpDims / 8][4] = {};
+  float d_v[S::kWarpKeys / 16][S::kWarpDims / 8][4] = {};
+  QueryWalk<C> walk(p, b, h_kv, keys, queries);
+  QueryStep step;
+  bool more = walk.next(step);
+  if (more) {
+    load_keys();
+    load_queries(step, 0);
+    keep_scalar(0, read_scalar(step));
+  }
+  const bool plain = p.softcap <= 0 && p.bias.data == nullptr && p.alibi_slopes == nullptr &&
+                     p.mask.data == nullptr && p.dropout_threshold == 0;
+  for (int stage = 0; more; stage = (stage + 1) % C.stages) {
+    QueryStep next;
+    const bool has_next = walk.next(next);
+    const float next_scalar = has_next ? read_scalar(next) : 0.0f;
+    ptx::cp_async_wait<0>();
+    __syncthreads();  // A
+    if (C.stages > 1 && has_next) load_queries(next, 1 - stage);
+
+    const typename S::Queries q = q_tile(stage), d_o = d_o_tile(stage);
+    const int i0 = step.visit.begin;
+    const bool interior = all_visible(p, sequence, {i0, i0 + C.queries}, {j0, j0 + C.keys}) &&
+                          (!C.extras || (plain && step.visit.full));
+#pragma unroll 1
+    for (int part = 0; part < S::kWarpQueries; part += C.warp_queries) {
+      const int row = warp_query + part;
+      float s[S::kWarpKeys / 16][C.warp_queries / 8][4] = {};
+      float d_p[S::kWarpKeys / 16][C.warp_queries / 8][4] = {};
+      multiply_rows<T>(s, k, warp_key, q, row);
+      multiply_rows<T>(d_p, v, warp_key, d_o, row);
+
+      ScoreOperands<S::kWarpKeys / 16, C.warp_queries / 8> operands;
+      const float* lse = scalars + stage * S::kScalars + row;
+      const QueryScalars row_scalars{lse, lse + C.queries};
+      const ScorePosition at{j0 + warp_key + lane / 4, i0 + row + lane % 4 * 2};
+      if (interior) {
+        differentiate_all<T>(p, s, d_p, row_scalars, operands);
+      } else if constexpr (C.extras) {
+        differentiate_any<T>(p, sequence, b, step.h, step.visit.full, at, s, d_p, row_scalars,
+                             operands);
+      } else {
+        differentiate_visible<T>(p, sequence, at, s, d_p, row_scalars, operands);
+      }
+      if constexpr (S::kSharesWeights) {
+        store_operand(weights_tile, warp_key, row, operands.weights);
+      }
+      store_operand(d_s_tile, warp_key, row, operands.d_s);
+      multiply_registers<T>(d_v, operands.weights, d_o, row, warp_dims);
+      multiply_registers<T>(d_k, operands.d_s, q, row, warp_dims);
+    }
+    __syncthreads();  // B
+
+    if constexpr (S::kSharesWeights) {
+#pragma unroll
+      for (int other = 1; other < C.warps_q; ++other) {
+        const int row = (warp + other) % C.warps_q * S::kWarpQueries;
+        constexpr int kK = S::kWarpQueries / 16;
+        multiply_columns<kK, T>(d_v, weights_tile, warp_key, row, d_o, warp_dims);
+        multiply_columns<kK, T>(d_k, d_s_tile, warp_key, row, q, warp_dims);
+      }
+    }
+    if (accumulators.data != nullptr) {
+      float d_q[S::kQueryRowTiles][S::kQueryWarpDims / 8][4] = {};
+      multiply_transposed<T>(d_q, d_s_tile, warp % S::kQueryRows * S::kQueryRowTiles * 16, k,
+                             warp / S::kQueryRows * S::kQueryWarpDims / 16);
+      const int index = step.h * accumulators.tiles + query_tile(p, sequence, b, i0, C.queries);
+      float* to = accumulators.data + static_cast<std::int64_t>(index) * S::kQueryTileFloats;
+      if (in_turns) {
+        const int turn = turn_of<C>(p, sequence, b, step.h, i0, keys);
+        if (thread == 0) {
+          while (ptx::load_acquire(accumulators.turns + index) != turn) {
+          }
+        }
+        __syncthreads();
+        add_d_q<C>(to, d_q);
+        __threadfence();
+        __syncthreads();
+        if (thread == 0) ptx::add_release(accumulators.turns + index, 1);
+      } else {
+        add_d_q<C>(to, d_q);
+      }
+    }
+    if constexpr (C.stages == 1) {
+      __syncthreads();
+      if (has_next) load_queries(next, 0);
+    }
+    if (has_next) keep_scalar((stage + 1) % C.stages, next_scalar);
+    step = next;
+    more = has_next;
+  }
+
+  ptx::cp_async_wait<0>();
+  __syncthreads();  // K and V make room for d_k and d_v
+  store_accumulator<T>(k, warp_key, warp_dims * 16, d_k, p.scale);
+  store_accumulator<T>(v, warp_key, warp_dims * 16, d_v, 1.0f);
+  __syncthreads();
+  if (g.d_k.data != nullptr) {
+    store_tile<S::kThreads>(k, row_of<T>(g.d_k, b, h_kv, sequence.kv_begin), g.d_k.stride_s,
+                            g.d_k.vectors, j0, sequence.kv_rows, p.head_dim);
+  }
+  if (g.d_v.data != nullptr) {
+    store_tile<S::kThreads>(v, row_of<T>(g.d_v, b, h_kv, sequence.kv_begin), g.d_v.stride_s,
+                            g.d_v.vectors, j0, sequence.kv_rows, p.head_dim_v);
+  }
+}
+
+/// d_q from its accumulators: one block for each query tile of each head, threads as above.
+template <typename ConfigOf>
+__global__ void __launch_bounds__(BackwardTiles<ConfigOf::value>::kThreads)
+    sm80_backward_d_q(const __grid_constant__ Parameters p, const __grid_constant__ Gradients g,
+                      const __grid_constant__ QueryAccumulators accumulators) {
+  constexpr BackwardConfig C = ConfigOf::value;
+  using S = BackwardTiles<C>;
+  using T = typename S::T;
+  extern __shared__ __align__(128) unsigned char shared[];
+  TileIndex tile;
+  tile.h = static_cast<int>(blockIdx.x) / accumulators.tiles;
+  const int x = static_cast<int>(blockIdx.x) % accumulators.tiles;
+  if (!locate_tile<Side::queries>(p, x, C.queries, tile)) return;
+  const Sequence sequence = sequence_of(p, tile.b);
+
+  const std::int64_t index = static_cast<std::int64_t>(tile.h) * accumulators.tiles +
+                             query_tile(p, sequence, tile.b, tile.begin, C.queries);
+  const auto* from = reinterpret_cast<const float4*>(accumulators.data) +
+                     index * (S::kQueryTileFloats / 4) + threadIdx.x;
+  constexpr int kColumnTiles = S::kQueryWarpDims / 8;
+  float d_q[S::kQueryRowTiles][kColumnTiles][4];
+#pragma unroll
+  for (int r = 0; r < S::kQueryRowTiles; ++r) {
+#pragma unroll
+    for (int c = 0; c < kColumnTiles; ++c) {
+      const float4 element = from[(r * kColumnTiles + c) * S::kThreads];
+      d_q[r][c][0] = element.x;
+      d_q[r][c][1] = element.y;
+      d_q[r][c][2] = element.z;
+      d_q[r][c][3] = element.w;
+    }
+  }
+  const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
+  const typename S::Queries rows{ptx::shared_address(shared)};
+  store_accumulator<T>(rows, warp % S::kQueryRows * S::kQueryRowTiles * 16,
+                       warp / S::kQueryRows * S::kQueryWarpDims, d_q, p.scale);
+  __syncthreads();
+  store_tile<S::kThreads>(rows, row_of<T>(g.d_q, tile.b, tile.h, sequence.q_begin), g.d_q.stride_s,
+                          g.d_q.vectors, tile.begin, sequence.q_rows, p.head_dim);
+}
+
+template <BackwardConfig C>
+Status enqueue_backward(const Parameters& p, const Gradients& g,
+                        const QueryAccumulators& accumulators, cudaStream_t stream) {
+  using S = BackwardTiles<C>;
+  const std::int64_t tiles = tiles_per_head(p, p.seq_kv, C.keys);
+  if (Status status =
+          launch("sm80_backward", sm80_backward<Constant<C>>, tiles * p.heads_kv, S::kThreads,
+                 S::kSharedBytes, stream, p, g, accumulators, static_cast<int>(tiles));
+      !status.ok()) {
+    return status;
+  }
+  if (g.d_q.data == nullptr) return {};
+  const std::int64_t blocks = static_cast<std::int64_t>(accumulators.tiles) * p.heads_q;
+  return launch("sm80_backward_d_q", sm80_backward_d_q<Constant<C>>, blocks, S::kThreads,
+                S::Queries::kBytes, stream, p, g, accumulators);
+}
+
+/// A kernel for each config and dtype.
+template <BackwardConfig... kConfigs>
+constexpr std::array<BackwardVariant, 2 * sizeof...(kConfigs)> backward_variants() {
+  return {BackwardVariant{kConfigs.in(DType::f16), enqueue_backward<kConfigs.in(DType::f16)>}...,
+          BackwardVariant{kConfigs.in(DType::bf16), enqueue_backward<kConfigs.in(DType::bf16)>}...};
+}
+
+}  // namespace tessera::cuda::sm80

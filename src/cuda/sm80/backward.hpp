@@ -1,0 +1,84 @@
+// The backward kernels of row cuda_sm80: which there are, and how one is chosen.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <memory>
+#include <span>
+#include <string>
+
+#include "core/registry.hpp"
+#include "cuda/algo/parameters.hpp"
+#include "cuda/host/launch.hpp"
+
+namespace tessera::cuda::sm80 {
+
+/// How a block works (backward.cuh).
+struct BackwardConfig {
+  int head_dim;          ///< Padded: smaller ones are zero-filled in shared memory.
+  int keys, queries;     ///< Keys of a block; queries of one step.
+  int warps_k, warps_q;  ///< The warps' grid on a tile of scores.
+  int warp_queries;      ///< Queries whose scores a warp has in registers at a time.
+  int stages;            ///< Query tiles in shared memory.
+  int blocks;            ///< Blocks that registers leave room for on a multiprocessor.
+  bool extras = false;   ///< Block mask, softcap, bias, ALiBi, mask, dropout.
+  DType dtype = DType::bf16;
+
+  constexpr BackwardConfig in(DType type) const {
+    BackwardConfig c = *this;
+    c.dtype = type;
+    return c;
+  }
+
+  constexpr std::size_t shared_bytes() const {
+    const int score_tiles = warps_q > 1 ? 2 : 1;
+    const int elements =
+        2 * keys * head_dim + stages * 2 * queries * head_dim + score_tiles * keys * queries;
+    return 2 * static_cast<std::size_t>(elements) + stages * 2 * queries * sizeof(float);
+  }
+};
+
+/// d_q on its way: f32 accumulators of every query tile, zero at the start.
+struct QueryAccumulators {
+  float* data = nullptr;  ///< Null: d_q is not wanted.
+  int tiles = 0;          ///< Of one head.
+  int* turns = nullptr;   ///< [heads_q, tiles]: blocks that have added. Null: any order.
+  int* ticket = nullptr;  ///< Blocks that have started.
+};
+
+/// A compiled kernel.
+struct BackwardVariant {
+  BackwardConfig config;
+  Status (*enqueue)(const Parameters& p, const Gradients& g, const QueryAccumulators& accumulators,
+                    cudaStream_t stream);
+};
+
+/// Those of one head dim (one source file each), most preferred first.
+std::span<const BackwardVariant> backward_d64();
+std::span<const BackwardVariant> backward_d96();
+std::span<const BackwardVariant> backward_d128();
+std::span<const BackwardVariant> backward_d192();
+std::span<const BackwardVariant> backward_d256();
+
+class Backward final : public CudaKernel {
+ public:
+  Backward(const Problem& problem, const BackwardVariant& variant)
+      : CudaKernel(problem), variant_(variant) {}
+  std::string config() const override;
+  std::size_t workspace_bytes() const override;
+
+ protected:
+  Status enqueue(const Arguments& arguments, cudaStream_t stream) const override;
+
+ private:
+  struct Workspace;
+  Workspace workspace() const;
+
+  const BackwardVariant& variant_;
+};
+
+/// Empty if there is a kernel for the backward pass of a problem, else why not.
+std::string reject_backward(const Problem& problem);
+std::unique_ptr<Kernel> make_backward(const Problem& problem);
+
+}  // namespace tessera::cuda::sm80

@@ -1,0 +1,13 @@
+#include "cuda/sm80/backward.cuh"
+
+namespace tessera::cuda::sm80 {
+
+std::span<const BackwardVariant> backward_d96() {
+  static constexpr auto kVariants = backward_variants<
+      // D, keys, queries, warps_k, warps_q, warp_queries, stages, blocks, extras
+      BackwardConfig{96, 64, 64, 2, 2, 32, 2, 2, false},
+      BackwardConfig{96, 64, 64, 2, 2, 32, 2, 2, true}>();
+  return kVariants;
+}
+
+}  // namespace tessera::cuda::sm80
