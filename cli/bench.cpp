@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "bench/gpu_measure.hpp"
 #include "bench/measure.hpp"
 #include "bench/options.hpp"
 #include "bench/plot.hpp"
@@ -19,6 +20,7 @@
 #include "bench/report.hpp"
 #include "commands.hpp"
 #include "error.hpp"
+#include "flags.hpp"
 #include "io/file.hpp"
 
 namespace tessera::cli {
@@ -93,8 +95,14 @@ std::vector<std::span<const Group>> by_suite(const std::vector<Group>& groups) {
   return suites;
 }
 
+std::unique_ptr<bench::Meter> make_meter(Device device, double budget_seconds) {
+  if (device.type == DeviceType::cpu) return std::make_unique<bench::CpuMeter>(budget_seconds);
+  return std::make_unique<bench::GpuMeter>(device, budget_seconds);
+}
+
 void run_bench(const Flags& flags) {
-  const Machine machine = bench::describe_machine();
+  const Device device = to_device(flags.device);
+  const Machine machine = bench::describe_machine(device);
   const std::vector<Group> groups = bench::to_groups(flags, machine.cpus);
   const std::vector<std::span<const Group>> suites = by_suite(groups);
   // What cannot be written is told before minutes of measuring.
@@ -109,10 +117,10 @@ void run_bench(const Flags& flags) {
 
   fmt::print("{}", bench::heading(machine));
   std::fflush(stdout);
-  bench::Meter meter(flags.budget);
+  const std::unique_ptr<bench::Meter> meter = make_meter(device, flags.budget);
   bench::ProgressBar bar(static_cast<int>(steps));
   std::vector<std::vector<Record>> measured;
-  for (std::span<const Group> suite : suites) measured.push_back(measure_suite(suite, meter, bar));
+  for (std::span<const Group> suite : suites) measured.push_back(measure_suite(suite, *meter, bar));
   if (json) write_json(*json, measured, machine);
   for (const std::vector<Record>& records : measured) {
     if (records.empty()) continue;

@@ -2,6 +2,7 @@
 #include <cuda_runtime_api.h>
 
 #include <cstring>
+#include <fstream>
 #include <utility>
 
 #include "device/host.hpp"
@@ -53,6 +54,16 @@ cudaError_t enqueue_copy(Place to, Place from, std::size_t bytes, cudaStream_t s
   return cudaMemcpyAsync(to.data, from.data, bytes, cudaMemcpyDefault, stream);
 }
 
+/// The kernel module's version, the first number with a point that it gives; "" if it tells none.
+std::string driver_version() {
+  std::ifstream file("/proc/driver/nvidia/version");
+  for (std::string word; file >> word;) {
+    const bool number = word.find_first_not_of("0123456789.") == std::string::npos;
+    if (number && word.find('.') != std::string::npos) return word;
+  }
+  return "";
+}
+
 Result<std::shared_ptr<void>> make_event() {
   cudaEvent_t event = nullptr;
   if (Status status = to_status(cudaEventCreate(&event), "event"); !status.ok()) return status;
@@ -76,8 +87,10 @@ Result<Properties> properties(Device device) {
   Status status = to_status(cudaGetDeviceProperties(&found, device.index), "device properties");
   if (status.ok()) status = to_status(cudaDriverGetVersion(&driver), "driver version");
   if (!status.ok()) return status;
-  return Properties{found.name,
-                    std::to_string(driver / 1000) + "." + std::to_string(driver % 1000 / 10),
+  const std::string cuda =
+      "CUDA " + std::to_string(driver / 1000) + "." + std::to_string(driver % 1000 / 10);
+  const std::string version = driver_version();
+  return Properties{found.name, version.empty() ? cuda : version + " (" + cuda + ")",
                     found.totalGlobalMem, static_cast<std::size_t>(found.l2CacheSize)};
 }
 

@@ -21,7 +21,7 @@ int count(DeviceType type);
 /// What a device says about itself.
 struct Properties {
   std::string name;    ///< E.g. "NVIDIA H200".
-  std::string driver;  ///< The newest CUDA version that the driver supports, e.g. "13.0".
+  std::string driver;  ///< Its version and the newest CUDA that it supports, "580.95 (CUDA 13.0)".
   std::size_t memory_bytes = 0;
   std::size_t l2_bytes = 0;
 };

@@ -29,13 +29,6 @@ HostTensor output_tensor(DType dtype, std::vector<std::int64_t> sizes) {
   return tensor;
 }
 
-Attention to_attention(const Case& problem) {
-  Attention attention;
-  attention.causal = problem.causal;
-  attention.window = problem.window;
-  return attention;
-}
-
 // The band whose density, with one global block row and column, comes nearest to the wanted one on
 // a square of `blocks` by `blocks`.
 std::int64_t band_for(double density, double blocks) {

@@ -43,7 +43,7 @@ std::string label_of(const Group& group, const Variant& variant) {
 }  // namespace
 
 // One variant while its group is being measured.
-struct Meter::Running {
+struct CpuMeter::Running {
   Variant variant;
   std::optional<BlockMask> mask;
   std::unique_ptr<Contender> contender;
@@ -64,19 +64,19 @@ struct Meter::Running {
   }
 };
 
-Team& Meter::team(int threads) {
+Team& CpuMeter::team(int threads) {
   std::unique_ptr<Team>& team = teams_[threads];
   if (team == nullptr) team = std::make_unique<Team>(threads);
   return *team;
 }
 
-double Meter::copy_bandwidth(int threads) {
+double CpuMeter::copy_bandwidth(int threads) {
   const auto [entry, is_new] = copy_bandwidths_.try_emplace(threads, 0.0);
   if (is_new) entry->second = copy_gbytes_per_second(team(threads));
   return entry->second;
 }
 
-void Meter::sample(Running& r) {
+void CpuMeter::sample(Running& r) {
   Team& ceiling_team = team(r.variant.threads);
   const Isa isa = r.contender->isa();
   r.ceilings.push_back(multiply_add_gflops(isa, ceiling_team, kBurstSeconds));
@@ -89,11 +89,11 @@ void Meter::sample(Running& r) {
   settle(r);
 }
 
-void Meter::settle(const Running& r) {
+void CpuMeter::settle(const Running& r) {
   if (r.variant.impl == "standard" && r.variant.threads > 1) std::this_thread::sleep_for(kSettle);
 }
 
-void Meter::prepare(Running& r, const Case& problem, Tensors& tensors) {
+void CpuMeter::prepare(Running& r, const Case& problem, Tensors& tensors) {
   const MemoryProbe probe;
   r.contender = make_contender(problem, r.variant, r.mask ? &*r.mask : nullptr, tensors);
   Clock::time_point start = Clock::now();
@@ -111,8 +111,8 @@ void Meter::prepare(Running& r, const Case& problem, Tensors& tensors) {
   settle(r);
 }
 
-std::vector<Record> Meter::measure(const Group& group, const Progress& progress,
-                                   std::vector<std::string>& notes) {
+std::vector<Record> CpuMeter::measure(const Group& group, const Progress& progress,
+                                      std::vector<std::string>& notes) {
   const Case& problem = group.problem;
   Tensors tensors(problem);
   std::vector<Running> all;
@@ -148,26 +148,13 @@ std::vector<Record> Meter::measure(const Group& group, const Progress& progress,
   return records;
 }
 
-Record Meter::to_record(const Group& group, const Running& r) {
-  Record record;
-  record.suite = group.suite;
-  record.problem = group.problem;
-  record.variant = r.variant;
+Record CpuMeter::to_record(const Group& group, const Running& r) {
+  Record record = count_work(group, r.variant, r.mask ? &*r.mask : nullptr);
   record.impl = r.contender->name();
-  double pairs = visible_pairs(group.problem);
-  if (r.mask) {
-    const BlockMaskView view = r.mask->view();
-    pairs = listed_pairs(group.problem, view);
-    record.density = view.density();
-    record.blocks = static_cast<double>(view.entries) /
-                    static_cast<double>(view.batch * view.heads) *
-                    static_cast<double>(group.problem.batch * group.problem.heads_q);
-  }
-  record.flops = flop_count(group.problem, pairs);
   record.samples = static_cast<int>(r.seconds.size());
   record.ms = median(r.seconds) * 1e3;
   record.ms_min = minimum(r.seconds) * 1e3;
-  record.ceiling_isa = r.contender->isa();
+  record.ceiling = name_of(r.contender->isa());
   record.ceiling_gflops = median(r.ceilings);
   record.ceiling_gflops_best = maximum(r.ceilings);
   record.waited = waiting_share(r.cpu);

@@ -1,4 +1,4 @@
-// Times the variants of a group in turn.
+// Times the variants of a group in turn: what a meter is, and the CPU's.
 #pragma once
 
 #include <functional>
@@ -14,20 +14,30 @@
 
 namespace tessera::cli::bench {
 
-/// Measures groups. Keeps the teams that measure ceilings from group to group.
+/// Measures groups on one device.
 class Meter {
  public:
-  /// Each variant is timed until its samples add up to `budget_seconds`, at least three times
-  /// (once, if a run takes longer than two seconds and the budget).
-  explicit Meter(double budget_seconds) : budget_seconds_(budget_seconds) {}
+  virtual ~Meter() = default;
 
   /// Called with what a variant is about to do, before each.
   using Progress = std::function<void(const std::string& label)>;
 
-  /// One record per variant that ran, in order. Variants of standard attention that do not run add
-  /// a line to `notes`. Throws Error if a row of the table does not accept the case.
+  /// One record per variant that ran, in order. What could not be measured, such as variants of
+  /// standard attention that do not run, adds a line to `notes`. Throws Error if a row of the table
+  /// does not accept the case.
+  virtual std::vector<Record> measure(const Group& group, const Progress& progress,
+                                      std::vector<std::string>& notes) = 0;
+};
+
+/// Keeps the teams that measure ceilings from group to group.
+class CpuMeter final : public Meter {
+ public:
+  /// Each variant is timed until its samples add up to `budget_seconds`, at least three times
+  /// (once, if a run takes longer than two seconds and the budget).
+  explicit CpuMeter(double budget_seconds) : budget_seconds_(budget_seconds) {}
+
   std::vector<Record> measure(const Group& group, const Progress& progress,
-                              std::vector<std::string>& notes);
+                              std::vector<std::string>& notes) override;
 
  private:
   struct Running;

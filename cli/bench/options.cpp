@@ -25,11 +25,17 @@ std::vector<std::string> suite_names() {
   return names;
 }
 
-// The rows of the CPU's table, and the two names that stand beside them.
-void check_implementations(const std::vector<std::string>& names) {
-  std::vector<std::string> known{"auto", "standard"};
+// What a device is measured with if --impl does not say.
+std::vector<std::string> default_implementations(DeviceType device) {
+  if (device == DeviceType::cuda) return {"auto"};
+  return {"auto", "standard"};
+}
+
+// The rows of the device's table, and the names that stand beside them.
+void check_implementations(const std::vector<std::string>& names, DeviceType device) {
+  std::vector<std::string> known = default_implementations(device);
   for (const Implementation& row : implementations()) {
-    if (row.device == DeviceType::cpu) known.push_back(row.name);
+    if (row.device == device) known.push_back(row.name);
   }
   for (const std::string& name : names) {
     if (std::find(known.begin(), known.end(), name) == known.end()) {
@@ -92,7 +98,7 @@ void choose(std::vector<T>& list, const std::vector<T>& given) {
   if (!given.empty()) list = given;
 }
 
-std::vector<Group> free_groups(const Flags& flags, int all_threads) {
+std::vector<Group> free_groups(const Flags& flags, DeviceType device, int all_threads) {
   Sweep sweep;
   choose(sweep.batch, flags.batch);
   choose(sweep.heads_q, flags.heads);
@@ -106,7 +112,7 @@ std::vector<Group> free_groups(const Flags& flags, int all_threads) {
   sweep.window = to_window(flags.window);
   sweep.masks = to_masks(flags);
   sweep.threads = flags.threads.empty() ? std::vector<int>{all_threads} : flags.threads;
-  sweep.impls = flags.impls.empty() ? std::vector<std::string>{"auto", "standard"} : flags.impls;
+  sweep.impls = flags.impls.empty() ? default_implementations(device) : flags.impls;
   if (!flags.dtypes.empty()) {
     sweep.dtypes.clear();
     for (const std::string& name : flags.dtypes) sweep.dtypes.push_back(to_dtype(name));
@@ -179,12 +185,14 @@ void add_flags(CLI::App& command, Flags& flags) {
 
   const std::string how = "How to measure";
   list("--impl", flags.impls, CLI::Validator(),
-       "auto (the table's choice), standard (BLAS), or rows of the table (see info)")
+       "auto (the table's choice), standard (BLAS, on the CPU), or rows of the table (see info)")
       ->type_name("LIST")
       ->group(how);
   list("--threads", flags.threads, integer(1, kMaxThreads), "Threads (default: one per CPU)")
       ->group(how);
-  command.add_option("--device", flags.device, "Device (default cpu)")->group(how);
+  command.add_option("--device", flags.device, "cpu, cuda or cuda:N (default cpu)")
+      ->type_name("DEVICE")
+      ->group(how);
   command
       .add_option("--budget", flags.budget,
                   "Seconds of timed runs for each line of the table (default 0.5)")
@@ -211,8 +219,15 @@ std::string suite_list() {
 }
 
 std::vector<Group> to_groups(const Flags& flags, int all_threads) {
-  to_device(flags.device);
-  check_implementations(flags.impls);
+  const DeviceType device = to_device(flags.device).type;
+  if (device == DeviceType::cuda) {
+    if (!flags.threads.empty()) {
+      fail("--threads: {}, expected none with --device {}", fmt::join(flags.threads, ","),
+           flags.device);
+    }
+    all_threads = 1;
+  }
+  check_implementations(flags.impls, device);
   if (!(flags.budget > 0)) fail("--budget: {}, expected more than 0 seconds", flags.budget);
   for (double density : flags.densities) {
     if (!(density > 0 && density <= 1)) {
@@ -224,7 +239,7 @@ std::vector<Group> to_groups(const Flags& flags, int all_threads) {
       fail("suite: none, expected one of {} or a shape such as --seq 1024",
            fmt::join(suite_names(), ", "));
     }
-    return free_groups(flags, all_threads);
+    return free_groups(flags, device, all_threads);
   }
   if (gives_shapes(flags)) {
     fail("suite: {}, expected no shapes, dtypes, passes or masks beside it",
@@ -232,7 +247,8 @@ std::vector<Group> to_groups(const Flags& flags, int all_threads) {
   }
   std::vector<Group> groups;
   for (const std::string& name : flags.suites) {
-    std::vector<Group> more = make_suite(name, {flags.threads, flags.impls, all_threads});
+    std::vector<Group> more = make_suite(name, {device, flags.threads, flags.impls, all_threads});
+    if (more.empty()) fail("suite: {}, expected --device cuda with it", name);
     groups.insert(groups.end(), more.begin(), more.end());
   }
   return groups;

@@ -39,6 +39,13 @@ std::optional<Pattern> pattern_named(std::string_view name) {
   return std::nullopt;
 }
 
+Attention to_attention(const Case& problem) {
+  Attention attention;
+  attention.causal = problem.causal;
+  attention.window = problem.window;
+  return attention;
+}
+
 std::int64_t input_output_bytes(const Case& problem) {
   const Case& p = problem;
   const std::int64_t q = p.batch * p.heads_q * p.seq_q * p.head_dim;

@@ -62,6 +62,9 @@ struct Group {
   std::vector<Variant> variants;
 };
 
+/// What the case asks of the library.
+Attention to_attention(const Case& problem);
+
 /// q, k, v and o (forward), and also lse, d_o, d_q, d_k and d_v (backward).
 std::int64_t input_output_bytes(const Case& problem);
 

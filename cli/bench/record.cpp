@@ -9,6 +9,8 @@
 #include <nlohmann/json.hpp>
 
 #include "bench/blas.hpp"
+#include "device/device.hpp"
+#include "error.hpp"
 #include "tessera/attention.hpp"
 
 namespace tessera::cli::bench {
@@ -44,13 +46,17 @@ nlohmann::ordered_json json_of(const std::optional<double>& value) {
   return value ? nlohmann::ordered_json(*value) : nlohmann::ordered_json(nullptr);
 }
 
+nlohmann::ordered_json known(bool is_known, double value) {
+  return json_of(is_known ? std::optional(value) : std::nullopt);
+}
+
 nlohmann::ordered_json json_of(const Record& r, const Machine& machine) {
   const Case& p = r.problem;
   const MaskChoice& mask = r.variant.mask;
   nlohmann::ordered_json json;
   json["suite"] = r.suite;
   json["impl"] = r.impl;
-  json["device"] = name_of(DeviceType::cpu);
+  json["device"] = name_of(r.device.type);
   json["pass"] = name_of(p.pass);
   json["dtype"] = name_of(p.dtype);
   json["batch"] = p.batch;
@@ -76,11 +82,12 @@ nlohmann::ordered_json json_of(const Record& r, const Machine& machine) {
   json["samples"] = r.samples;
   json["flops"] = r.flops;
   json["gflops"] = r.gflops();
-  json["ceiling_gflops"] = r.ceiling_gflops;
-  json["ceiling_isa"] = name_of(r.ceiling_isa);
-  json["ceiling_gflops_best"] = r.ceiling_gflops_best;
-  json["share"] = r.share();
-  json["share_best"] = r.share_best();
+  const bool ceiling = r.ceiling_gflops > 0;
+  json["ceiling"] = r.ceiling;
+  json["ceiling_gflops"] = known(ceiling, r.ceiling_gflops);
+  json["ceiling_gflops_best"] = known(ceiling, r.ceiling_gflops_best);
+  json["share"] = known(ceiling, r.share());
+  json["share_best"] = known(ceiling, r.share_best());
   json["waited_for_cpu"] = r.waited;
   json["peak_extra_bytes"] = r.peak_extra_bytes;
   json["workspace_bytes"] = r.workspace_bytes;
@@ -95,6 +102,8 @@ nlohmann::ordered_json json_of(const Record& r, const Machine& machine) {
   json["version"] = machine.version;
   json["commit"] = machine.commit;
   json["blas"] = machine.blas;
+  json["gpu"] = machine.gpu;
+  json["driver"] = machine.driver;
   return json;
 }
 
@@ -107,6 +116,24 @@ std::optional<double> speedup(const std::vector<Record>& group, const Record& r,
 }
 
 }  // namespace
+
+Record count_work(const Group& group, const Variant& variant, const BlockMask* mask) {
+  Record record;
+  record.suite = group.suite;
+  record.problem = group.problem;
+  record.variant = variant;
+  double pairs = visible_pairs(group.problem);
+  if (mask != nullptr) {
+    const BlockMaskView view = mask->view();
+    pairs = listed_pairs(group.problem, view);
+    record.density = view.density();
+    record.blocks = static_cast<double>(view.entries) /
+                    static_cast<double>(view.batch * view.heads) *
+                    static_cast<double>(group.problem.batch * group.problem.heads_q);
+  }
+  record.flops = flop_count(group.problem, pairs);
+  return record;
+}
 
 void compare(std::vector<Record>& group) {
   for (Record& r : group) {
@@ -124,7 +151,7 @@ void compare(std::vector<Record>& group) {
   }
 }
 
-Machine describe_machine() {
+Machine describe_machine(Device device) {
   Machine machine;
   machine.date = utc_now();
   machine.cpu = cpu_model();
@@ -134,6 +161,11 @@ Machine describe_machine() {
   machine.commit = TESSERA_GIT_COMMIT;
 #endif
   machine.blas = blas_name();
+  if (device.type == DeviceType::cuda) {
+    const device::Properties properties = require(device::properties(device));
+    machine.gpu = properties.name;
+    machine.driver = properties.driver;
+  }
   return machine;
 }
 

@@ -25,6 +25,14 @@ std::string factor(const std::optional<double>& value) {
   return value ? fmt::format("{:.2f}x", *value) : "";
 }
 
+bool on_gpu(const Record& r) { return r.device.type == DeviceType::cuda; }
+
+std::string rate(double value) { return fmt::format("{:.1f}", value); }
+
+std::string share_text(const Record& r, double share) {
+  return r.ceiling_gflops > 0 ? fmt::format("{:.1f}%", 100 * share) : "";
+}
+
 std::string mask_text(const Record& r) {
   const std::string label = mask_label(r.problem, r.variant.mask);
   const bool dense = r.variant.mask.pattern == Pattern::dense;
@@ -39,14 +47,19 @@ std::vector<Field> fields() {
       {left("dtype"), [](const Record& r) { return name_of(r.problem.dtype); }},
       {left("BxHxSxD"), [](const Record& r) { return shape_label(r.problem); }},
       {left("mask"), mask_text},
-      {right("threads"), [](const Record& r) { return fmt::format("{}", r.variant.threads); }},
+      {right("threads"),
+       [](const Record& r) { return on_gpu(r) ? "" : fmt::format("{}", r.variant.threads); }},
       {left("impl"), [](const Record& r) { return r.impl; }},
       {right("ms"), [](const Record& r) { return format_ms(r.ms); }},
-      {right("GFLOP/s"), [](const Record& r) { return fmt::format("{:.1f}", r.gflops()); }},
-      {right("ceiling"), [](const Record& r) { return fmt::format("{:.1f}", r.ceiling_gflops); }},
-      {right("share"), [](const Record& r) { return fmt::format("{:.1f}%", 100 * r.share()); }},
-      {right("at best"),
-       [](const Record& r) { return fmt::format("{:.1f}%", 100 * r.share_best()); }},
+      {right("GFLOP/s"), [](const Record& r) { return on_gpu(r) ? "" : rate(r.gflops()); }},
+      {right("TFLOP/s"), [](const Record& r) { return on_gpu(r) ? rate(r.gflops() / 1e3) : ""; }},
+      {right("ceiling"),
+       [](const Record& r) {
+         if (!on_gpu(r)) return rate(r.ceiling_gflops);
+         return r.ceiling_gflops > 0 ? rate(r.ceiling_gflops / 1e3) : "unknown";
+       }},
+      {right("share"), [](const Record& r) { return share_text(r, r.share()); }},
+      {right("at best"), [](const Record& r) { return share_text(r, r.share_best()); }},
       {right("GB/s"),
        [](const Record& r) {
          return r.problem.seq_q > kFewQueries ? "" : fmt::format("{:.1f}", r.gbytes_per_s());
@@ -70,13 +83,23 @@ std::vector<Field> fields() {
 }  // namespace
 
 std::string heading(const Machine& machine) {
+  const std::string commit = machine.commit.empty() ? "" : fmt::format(" ({})", machine.commit);
+  if (!machine.gpu.empty()) {
+    return fmt::format(
+        "tessera {}{} on {}, driver {}, {}\n"
+        "ceiling: TFLOP/s of an 8192x8192x8192 matrix product in the same dtype through cuBLASLt, "
+        "measured beside each case\n"
+        "times by events, L2 flushed before each run; share: medians of time and ceiling; at best: "
+        "the fastest of both\n",
+        machine.version, commit, machine.gpu, machine.driver, machine.date);
+  }
   return fmt::format(
       "tessera {}{} on {}, {} CPU{}, BLAS: {}, {}\n"
       "ceiling: GFLOP/s of multiply-adds in registers, same instruction set and threads, measured "
       "beside each case\n"
       "share: medians of time and ceiling; at best: the fastest of both\n",
-      machine.version, machine.commit.empty() ? "" : fmt::format(" ({})", machine.commit),
-      machine.cpu, machine.cpus, machine.cpus == 1 ? "" : "s", machine.blas, machine.date);
+      machine.version, commit, machine.cpu, machine.cpus, machine.cpus == 1 ? "" : "s",
+      machine.blas, machine.date);
 }
 
 std::string table(const std::vector<Record>& records) {

@@ -104,20 +104,25 @@ std::vector<Sweep> decode(int all) {
   return {sweep};
 }
 
+std::vector<Sweep> only_on_a_gpu(int) { return {}; }
+
 struct Entry {
   Suite suite;
-  std::vector<Sweep> (*sweeps)(int all_threads);
+  std::vector<Sweep> (*sweeps)(int all_threads);  ///< On the CPU.
 };
 
 const std::vector<Entry>& entries() {
   static const std::vector<Entry> kEntries{
       {{"demo", "standard, exact and block-sparse attention, 512 to 16k, with plots"}, demo},
-      {{"core", "f32 forward and backward on one thread and all, and against standard"}, core},
+      {{"core", "forward and backward: f32 on one thread and all, against standard; bf16 on a GPU"},
+       core},
       {{"memory", "extra memory up to 64k, forward and backward"}, memory},
       {{"sparse", "block masks of several patterns and densities beside dense"}, sparse},
-      {{"backward", "f32 backward against standard"}, backward},
+      {{"backward", "backward: f32 against standard, bf16 on a GPU"}, backward},
       {{"dtypes", "f32, f16 and bf16, forward and backward"}, dtypes},
       {{"decode", "few queries, long caches of keys and values, grouped heads"}, decode},
+      {{"peers", "on a GPU: the shapes that other libraries publish, D 64 to 256, 512 to 16k"},
+       only_on_a_gpu},
   };
   return kEntries;
 }
@@ -146,7 +151,8 @@ std::vector<Group> make_suite(const std::string& name, const SuiteChoices& choic
   std::vector<Group> groups;
   for (const Entry& entry : entries()) {
     if (name != entry.suite.name) continue;
-    for (Sweep& sweep : entry.sweeps(choices.all_threads)) {
+    for (Sweep& sweep :
+         choices.device == DeviceType::cpu ? entry.sweeps(choices.all_threads) : gpu_suite(name)) {
       sweep.suite = name;
       if (!choices.threads.empty()) sweep.threads = choices.threads;
       if (!choices.impls.empty()) sweep.impls = choices.impls;

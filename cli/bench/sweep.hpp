@@ -46,12 +46,17 @@ const std::vector<Suite>& suites();
 
 /// What a suite's caller may choose.
 struct SuiteChoices {
+  DeviceType device = DeviceType::cpu;
   std::vector<int> threads;        ///< Empty: the suite's own.
   std::vector<std::string> impls;  ///< Empty: the suite's own.
   int all_threads = 1;             ///< What "all threads" means here.
 };
 
-/// The groups of the suite `name`, which must be one of `suites()`.
+/// The groups of the suite `name`, which must be one of `suites()`; none if the device has no such
+/// suite. A suite asks the same of every device, at sizes that suit it.
 std::vector<Group> make_suite(const std::string& name, const SuiteChoices& choices);
+
+/// The sweeps of a suite on a GPU.
+std::vector<Sweep> gpu_suite(const std::string& name);
 
 }  // namespace tessera::cli::bench

@@ -96,6 +96,7 @@ TEST_F(BenchCommand, BadInputIsOneLineThatNamesTheArgument) {
       {{"--seq", "64", "--json", "/no/such/folder/a.json"}, "--json"},
       {{"--seq", "64", "--plot", "/dev/null/p"}, "--plot"},
       {{"core", "--seq", "64"}, "suite"},
+      {{"peers"}, "--device cuda"},
   };
   for (const auto& [arguments, name] : cases) {
     const Outcome outcome = bench(arguments);

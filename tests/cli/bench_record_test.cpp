@@ -24,7 +24,7 @@ Record record(const std::string& impl, int threads, double ms, Pattern pattern =
   r.ms_min = ms / 2;
   r.ceiling_gflops = 100;
   r.ceiling_gflops_best = 125;
-  r.ceiling_isa = Isa::avx2;
+  r.ceiling = "avx2";
   r.peak_extra_bytes = 3 << 20;
   r.copy_gbytes_per_s = 20;
   if (pattern != Pattern::dense) {
@@ -83,7 +83,7 @@ TEST(Records, JsonIsAListWithEveryKey) {
   EXPECT_EQ(json[0]["impl"], "cpu_avx2");
   EXPECT_EQ(json[0]["speedup_over_one_thread"], nullptr);
   EXPECT_EQ(json[0]["cpu"], "A \"CPU\"");
-  EXPECT_EQ(json[0]["ceiling_isa"], "avx2");
+  EXPECT_EQ(json[0]["ceiling"], "avx2");
   EXPECT_DOUBLE_EQ(json[1]["share"], 1.6);
   EXPECT_EQ(json[4]["pattern"], "butterfly");
   EXPECT_DOUBLE_EQ(json[4]["us_per_block"], 10e3 / 64);
@@ -98,6 +98,25 @@ TEST(Report, LeavesOutEmptyColumns) {
   const std::string plain = table({record("cpu_avx2", 1, 100)});
   EXPECT_EQ(plain.find("vs "), std::string::npos);
   EXPECT_NE(plain.find("80.0%"), std::string::npos);
+}
+
+TEST(Report, AGpusCeilingMayBeUnknown) {
+  Record r = record("cuda_generic", 1, 0.01);
+  r.device = {DeviceType::cuda, 0};
+  r.ceiling_gflops = 1.6e6;
+  const std::string known = table({r});
+  EXPECT_NE(known.find("TFLOP/s"), std::string::npos) << known;
+  EXPECT_NE(known.find("1600.0"), std::string::npos) << known;
+  EXPECT_NE(known.find("50.0%"), std::string::npos) << known;
+  EXPECT_EQ(known.find("threads"), std::string::npos) << known;
+  r.ceiling_gflops = r.ceiling_gflops_best = 0;
+  const std::string unknown = table({r});
+  EXPECT_NE(unknown.find("unknown"), std::string::npos) << unknown;
+  EXPECT_EQ(unknown.find("share"), std::string::npos) << unknown;
+  const auto json = nlohmann::json::parse(to_json({r}, machine()));
+  EXPECT_EQ(json[0]["device"], "cuda");
+  EXPECT_EQ(json[0]["ceiling_gflops"], nullptr);
+  EXPECT_EQ(json[0]["share"], nullptr);
 }
 
 TEST(Report, TellsOfOtherProgramsOnTheMachine) {

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <nlohmann/json.hpp>
 #include <string>
 
 #include "cli/process.hpp"
@@ -72,6 +73,30 @@ TEST_F(GpuCommands, RunWritesWhatTheCpuDoes) {
     }
     EXPECT_LE(difference, 1e-4 * largest) << name;
   }
+}
+
+TEST_F(GpuCommands, BenchMeasuresEveryDtypeAndPass) {
+  const Outcome outcome = run_tessera(
+      {"bench", "--device", "cuda", "--seq", "100,256", "--dtype", "f32,f16,bf16", "--pass", "both",
+       "--pattern", "dense,random", "--budget", "0.001", "--json", path("records.json")});
+  ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
+  const auto records = nlohmann::json::parse(read_file(path("records.json")));
+  EXPECT_EQ(records.size(), 2u * 3 * 2 * 2);
+  for (const auto& record : records) {
+    EXPECT_EQ(record["device"], "cuda");
+    EXPECT_GT(record["ms"], 0);
+    EXPECT_GT(record["copy_gbytes_per_s"], 0);
+    EXPECT_NE(record["gpu"], "");
+    EXPECT_NE(record["driver"], "");
+  }
+}
+
+TEST_F(GpuCommands, BenchTakesNoThreads) {
+  const Outcome outcome =
+      run_tessera({"bench", "--device", "cuda", "--seq", "64", "--threads", "2"});
+  EXPECT_EQ(outcome.exit_code, 2);
+  EXPECT_TRUE(outcome.one_error_line()) << outcome.err;
+  EXPECT_NE(outcome.err.find("--threads: 2"), std::string::npos) << outcome.err;
 }
 
 }  // namespace

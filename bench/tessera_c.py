@@ -1,0 +1,243 @@
+"""Tessera's C interface (tessera/tessera.h) for PyTorch tensors on a GPU, by ctypes.
+
+Just what the benchmark needs: dense attention with fixed shapes, planned once and run many times.
+"""
+
+import ctypes
+import math
+
+import torch
+
+_MAX_RANK = 4
+_CUDA = 1
+_FORWARD, _BACKWARD = 1, 2
+_DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+
+
+class _Struct(ctypes.Structure):
+    """A struct of the C interface: zero but for struct_size and what is named."""
+
+    def __init__(self, **members):
+        super().__init__(struct_size=ctypes.sizeof(type(self)), **members)
+
+
+class _Tensor(_Struct):
+    _fields_ = [
+        ("struct_size", ctypes.c_size_t),
+        ("data", ctypes.c_void_p),
+        ("dtype", ctypes.c_int32),
+        ("rank", ctypes.c_int32),
+        ("size", ctypes.c_int64 * _MAX_RANK),
+        ("stride", ctypes.c_int64 * _MAX_RANK),
+        ("device_type", ctypes.c_int32),
+        ("device_index", ctypes.c_int32),
+    ]
+
+
+_TensorPointer = ctypes.POINTER(_Tensor)
+
+
+class _Attention(_Struct):
+    _fields_ = [
+        ("struct_size", ctypes.c_size_t),
+        ("causal", ctypes.c_int32),
+        ("alignment", ctypes.c_int32),
+        ("has_scale", ctypes.c_int32),
+        ("has_window", ctypes.c_int32),
+        ("scale", ctypes.c_double),
+        ("window_left", ctypes.c_int64),
+        ("window_right", ctypes.c_int64),
+        ("softcap", ctypes.c_double),
+        ("dropout_p", ctypes.c_double),
+        ("precision", ctypes.c_int32),
+        ("deterministic", ctypes.c_int32),
+    ]
+
+
+class _Inputs(_Struct):
+    _fields_ = (
+        [("struct_size", ctypes.c_size_t)]
+        + [
+            (name, _TensorPointer)
+            for name in (
+                "q",
+                "k",
+                "v",
+                "bias",
+                "mask",
+                "alibi_slopes",
+                "sink",
+                "q_lens",
+                "kv_lens",
+                "cu_seqlens_q",
+                "cu_seqlens_k",
+            )
+        ]
+        + [
+            ("block_mask", ctypes.c_void_p),
+            ("seed", ctypes.c_uint64),
+            ("offset", ctypes.c_uint64),
+        ]
+    )
+
+
+class _Outputs(_Struct):
+    _fields_ = [("struct_size", ctypes.c_size_t), ("o", _TensorPointer), ("lse", _TensorPointer)]
+
+
+class _OutputGradients(_Struct):
+    _fields_ = [
+        ("struct_size", ctypes.c_size_t),
+        ("d_o", _TensorPointer),
+        ("d_lse", _TensorPointer),
+    ]
+
+
+class _InputGradients(_Struct):
+    _fields_ = [("struct_size", ctypes.c_size_t)] + [
+        (name, _TensorPointer) for name in ("d_q", "d_k", "d_v", "d_bias", "d_sink")
+    ]
+
+
+class _PlanOptions(_Struct):
+    _fields_ = [
+        ("struct_size", ctypes.c_size_t),
+        ("passes", ctypes.c_uint32),
+        ("bias_gradient", ctypes.c_int32),
+        ("sink_gradient", ctypes.c_int32),
+        ("threads", ctypes.c_int32),
+        ("implementation", ctypes.c_char_p),
+        ("executor", ctypes.c_void_p),
+    ]
+
+
+class _Run(_Struct):
+    _fields_ = [
+        ("struct_size", ctypes.c_size_t),
+        ("workspace", ctypes.c_void_p),
+        ("workspace_bytes", ctypes.c_size_t),
+        ("stream", ctypes.c_void_p),
+        ("executor", ctypes.c_void_p),
+    ]
+
+
+def _tensor(t):
+    """A view of a PyTorch tensor."""
+    rank = t.dim()
+    array = ctypes.c_int64 * _MAX_RANK
+    return _Tensor(
+        data=t.data_ptr(),
+        dtype=_DTYPES[t.dtype],
+        rank=rank,
+        size=array(*t.shape),
+        stride=array(*t.stride()),
+        device_type=_CUDA,
+        device_index=t.device.index,
+    )
+
+
+class Error(RuntimeError):
+    """The library's message on a call that failed."""
+
+
+class Library:
+    """libtessera, loaded from a path."""
+
+    def __init__(self, path):
+        self._library = ctypes.CDLL(path)
+        self._library.tessera_last_error.restype = ctypes.c_char_p
+        self._library.tessera_version.restype = ctypes.c_char_p
+        self._library.tessera_plan_destroy.restype = None
+
+    def version(self):
+        return self._library.tessera_version().decode()
+
+    def call(self, name, *arguments):
+        if getattr(self._library, name)(*arguments) != 0:
+            raise Error(self._library.tessera_last_error().decode())
+
+    def destroy_plan(self, plan):
+        self._library.tessera_plan_destroy(plan)
+
+
+class Plan:
+    """Attention over the given tensors, [B, H, S, D] in any strides; keeps them alive.
+
+    Results are in `o`, `lse`, `d_q`, `d_k` and `d_v`.
+    """
+
+    def __init__(self, library, q, k, v, d_o=None, causal=False, implementation=""):
+        self._library = library
+        self._plan = ctypes.c_void_p()
+        self.o = torch.empty_like(q)
+        self.lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
+        self._tensors = [q, k, v, d_o]
+        views = [_tensor(t) for t in (q, k, v, self.o, self.lse)]
+        self._inputs = _Inputs(**dict(zip("qkv", map(ctypes.pointer, views))))
+        self._outputs = _Outputs(o=ctypes.pointer(views[3]), lse=ctypes.pointer(views[4]))
+        passes = _FORWARD
+        if d_o is not None:
+            passes |= _BACKWARD
+            self.d_q, self.d_k, self.d_v = (torch.empty_like(t) for t in (q, k, v))
+            self._d_outputs = _OutputGradients(d_o=ctypes.pointer(_tensor(d_o)))
+            self._d_inputs = _InputGradients(
+                d_q=ctypes.pointer(_tensor(self.d_q)),
+                d_k=ctypes.pointer(_tensor(self.d_k)),
+                d_v=ctypes.pointer(_tensor(self.d_v)),
+            )
+        library.call(
+            "tessera_plan_create",
+            ctypes.byref(_Attention(causal=int(causal))),
+            ctypes.byref(self._inputs),
+            ctypes.byref(_PlanOptions(passes=passes, implementation=implementation.encode())),
+            ctypes.byref(self._plan),
+        )
+        sizes = [ctypes.c_size_t(), ctypes.c_size_t()]
+        library.call("tessera_plan_workspace_bytes", self._plan, *map(ctypes.byref, sizes))
+        self.workspace_bytes = [size.value for size in sizes]
+        self._workspace = torch.empty(max(self.workspace_bytes), dtype=torch.uint8, device=q.device)
+
+    def __del__(self):
+        if self._plan:
+            self._library.destroy_plan(self._plan)
+
+    def implementations(self):
+        """The rows that run forward and backward."""
+        names = [ctypes.c_char_p(), ctypes.c_char_p()]
+        self._library.call("tessera_plan_implementation", self._plan, *map(ctypes.byref, names))
+        return [name.value.decode() for name in names]
+
+    def _run(self):
+        return _Run(
+            workspace=self._workspace.data_ptr() or None,
+            workspace_bytes=self._workspace.numel(),
+            stream=torch.cuda.current_stream().cuda_stream,
+        )
+
+    def forward(self):
+        """Enqueues the forward pass on PyTorch's current stream."""
+        self._library.call(
+            "tessera_plan_forward",
+            self._plan,
+            ctypes.byref(self._inputs),
+            ctypes.byref(self._outputs),
+            ctypes.byref(self._run()),
+        )
+
+    def backward(self):
+        """Enqueues the backward pass; forward must have run."""
+        self._library.call(
+            "tessera_plan_backward",
+            self._plan,
+            ctypes.byref(self._inputs),
+            ctypes.byref(self._outputs),
+            ctypes.byref(self._d_outputs),
+            ctypes.byref(self._d_inputs),
+            ctypes.byref(self._run()),
+        )
+
+
+def flops(batch, heads, seq_q, seq_kv, head_dim, causal, backward):
+    """Operations as the FlashAttention papers count them."""
+    forward = 4 * batch * heads * seq_q * seq_kv * head_dim
+    return math.prod([forward, 0.5 if causal else 1, 2.5 if backward else 1])
