@@ -9,6 +9,8 @@
 #include "cuda/generic/generic.hpp"
 #include "cuda/host/device.hpp"
 #include "cuda/host/launch.hpp"
+#include "cuda/sm80/row.hpp"
+#include "cuda/sm80/split_kv.hpp"
 
 namespace tessera::cuda {
 namespace {
@@ -49,7 +51,7 @@ Executor* executor(Executor* requested) { return requested; }
 }  // namespace
 
 const Backend& backend() {
-  static const std::array<Row, 1> kRows = {generic::kGenericRow};
+  static const std::array kRows = {sm80::kSplitKvRow, sm80::kSm80Row, generic::kGenericRow};
   static const Backend kBackend = {DeviceType::cuda, kRows,    absent,  device_count,
                                    describe,         allocate, release, /*host_readable=*/false,
                                    executor};

@@ -90,15 +90,37 @@ std::vector<Settings> covering_array() {
   return rows;
 }
 
-void set_sizes(const Settings& s, Case& c) {
-  constexpr std::pair<std::int64_t, std::int64_t> kLengthLevels[] = {
-      {1, 3}, {2, 1}, {64, 128}, {113, 203}, {128, 217}, {239, 1}, {108, 256}, {65, 65}, {200, 31}};
-  constexpr std::pair<std::int64_t, std::int64_t> kDimLevels[] = {
-      {16, 16}, {40, 40}, {59, 59}, {64, 64}, {80, 80}, {96, 32}, {24, 111}, {128, 128}};
-  constexpr std::pair<std::int64_t, std::int64_t> kHeadLevels[] = {{2, 2}, {2, 1}, {6, 1}};
-  std::tie(c.seq_q, c.seq_kv) = kLengthLevels[s[kLengths]];
-  std::tie(c.head_dim, c.head_dim_v) = kDimLevels[s[kHeadDim]];
-  std::tie(c.heads_q, c.heads_kv) = kHeadLevels[s[kHeads]];
+/// What a sweep's settings of the sizes mean: (Sq, Skv), (D, Dv), (Hq, Hkv).
+struct Sizes {
+  using Pair = std::pair<std::int64_t, std::int64_t>;
+  std::array<Pair, kLevels[kLengths]> lengths;
+  std::array<Pair, kLevels[kHeadDim]> dims;
+  std::array<Pair, kLevels[kHeads]> heads;
+};
+
+constexpr Sizes kRagged = {
+    {{{1, 3},
+      {2, 1},
+      {64, 128},
+      {113, 203},
+      {128, 217},
+      {239, 1},
+      {108, 256},
+      {65, 65},
+      {200, 31}}},
+    {{{16, 16}, {40, 40}, {59, 59}, {64, 64}, {80, 80}, {96, 32}, {24, 111}, {128, 128}}},
+    {{{2, 2}, {2, 1}, {6, 1}}}};
+
+/// Decoding: few queries, up to a few thousand keys.
+constexpr Sizes kFewQueries = {
+    {{{1, 1}, {1, 700}, {2, 1500}, {4, 333}, {3, 1025}, {8, 96}, {16, 600}, {1, 2049}, {13, 17}}},
+    {{{64, 64}, {128, 128}, {256, 256}, {40, 40}, {192, 128}, {16, 200}, {59, 59}, {96, 96}}},
+    {{{2, 2}, {8, 2}, {20, 1}}}};
+
+void set_sizes(const Settings& s, const Sizes& sizes, Case& c) {
+  std::tie(c.seq_q, c.seq_kv) = sizes.lengths[s[kLengths]];
+  std::tie(c.head_dim, c.head_dim_v) = sizes.dims[s[kHeadDim]];
+  std::tie(c.heads_q, c.heads_kv) = sizes.heads[s[kHeads]];
   c.layout = std::array{LayoutKind::contiguous, LayoutKind::bshd, LayoutKind::padded,
                         LayoutKind::packed_qkv, LayoutKind::broadcast_kv}[s[kLayout]];
   if (c.layout == LayoutKind::packed_qkv) {
@@ -135,10 +157,10 @@ void set_masks(const Settings& s, Case& c) {
   }
 }
 
-Case to_case(const Settings& s) {
+Case to_case(const Settings& s, const Sizes& sizes) {
   Case c;
   c.dtype = std::array{DType::f32, DType::f16, DType::bf16}[s[kDtype]];
-  set_sizes(s, c);
+  set_sizes(s, sizes, c);
   set_masks(s, c);
   if (s[kBias] == 1) c.bias = Extents{true, true, true};
   if (s[kBias] == 2) c.bias = Extents{false, true, true};
@@ -156,11 +178,15 @@ Case to_case(const Settings& s) {
   return c;
 }
 
-TEST(Pairwise, EveryPairOfSettings) {
+void sweep(const Sizes& sizes) {
   const std::vector<Settings> rows = covering_array();
   std::printf("pairwise: %zu cases cover every pair of settings\n", rows.size());
-  for (const Settings& settings : rows) check_case(to_case(settings));
+  for (const Settings& settings : rows) check_case(to_case(settings, sizes));
 }
+
+TEST(Pairwise, EveryPairOfSettings) { sweep(kRagged); }
+
+TEST(Pairwise, EveryPairOfSettingsWithFewQueries) { sweep(kFewQueries); }
 
 }  // namespace
 }  // namespace tessera::test

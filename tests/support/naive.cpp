@@ -346,8 +346,10 @@ double rounding_allowance(const Bounds& bounds, const Bound& bound, DType dtype,
                           double largest) {
   const double half_denormal = stored == DType::f16 ? 0x1p-25 : 0x1p-150;
   const double weighted = (bounds.weight + std::sqrt(bound.terms)) * (bound.spread + largest);
+  // Rounding o to nearest errs by u / √3 of an element or less, in the root of the mean square.
+  const double through_o = unit_roundoff(dtype) / std::sqrt(3.0) * bound.through_o;
   return unit_roundoff(DType::f32) * (weighted + kDeviations * bound.direct) +
-         unit_roundoff(dtype) * bound.through_o + unit_roundoff(stored) * largest + half_denormal;
+         kDeviations * through_o + unit_roundoff(stored) * largest + half_denormal;
 }
 
 double naive_allowance(const Bounds& bounds, const Bound& bound, DType dtype, double largest) {

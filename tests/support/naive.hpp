@@ -25,7 +25,7 @@ struct Bounds {
 /// ε: the error that a computation in f32 may add to a result of dtype `stored` whose largest
 /// element is `largest`. With u the unit roundoff of f32,
 ///   u · (weight + √terms) · (spread + largest)   weights, and the sum's own rounding
-///   + 4 u · direct + u(dtype) · through_o        what the terms are made of, at four deviations
+///   + 4 u · direct + 4 u(dtype) / √3 · through_o  what the terms are made of, at four deviations
 ///   + u(stored) · largest                        the result's rounding, or half a denormal.
 double rounding_allowance(const Bounds& bounds, const Bound& bound, DType dtype, DType stored,
                           double largest);
