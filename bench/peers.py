@@ -18,6 +18,7 @@ import os
 import statistics
 import subprocess
 import sys
+import warnings
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -174,6 +175,7 @@ class Peer:
 def make_peers(names, cell, tensors, backward):
     """The backends that accept the problem, and why the others do not."""
     peers, missing = {}, {}
+    warnings.filterwarnings("ignore", category=UserWarning)  # each backend that refuses says why
     scores = 4 * cell["batch"] * cell["heads"] * cell["seq_q"] * cell["seq_kv"]
     for name in names:
         if name == "math" and scores > MATH_LIMIT:

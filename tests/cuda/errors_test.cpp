@@ -29,6 +29,16 @@ void expect_untouched_and_usable(GpuCall& call, const std::string& row) {
   EXPECT_TRUE(status.ok()) << row << ": " << status.message();
 }
 
+/// That every row runs on a workload with a lie in it, and the device lives.
+void run_all(const Case& c, const Workload& spoilt, std::int64_t lie) {
+  for (const std::string& row : gpu_rows(c)) {
+    const GpuCall call(c, spoilt, row);
+    const Status status = call.run();
+    ASSERT_TRUE(status.ok()) << row << ": " << c.describe() << ", a lie of " << lie << ": "
+                             << status.message();
+  }
+}
+
 TEST_F(Errors, TensorsOnDifferentDevices) {
   const Case c = busy_case(DType::bf16);
   for (const std::string& row : gpu_rows(c)) {
@@ -65,26 +75,31 @@ TEST_F(Errors, ADeviceThatDoesNotExist) {
 }
 
 TEST_F(Errors, WorkspacesThatDoNotFit) {
-  Case c = busy_case(DType::bf16);
-  c.seq_q = 1;  // a split over keys needs workspace in the forward pass too
-  c.seq_kv = 5000;
-  for (const std::string& row : gpu_rows(c)) {
-    GpuCall call(c, row);
-    const auto refused = [&](bool forward, void* workspace, std::size_t bytes) {
-      const tessera::Run run{workspace, bytes, call.stream.handle(), nullptr};
-      expect_refused(forward ? call.plan.forward(call.inputs, call.outputs, run)
-                             : call.plan.backward(call.inputs, call.outputs, call.d_outputs,
-                                                  call.gradients, run),
-                     {"workspace"});
-    };
-    for (bool forward : {true, false}) {
-      const device::Buffer& workspace = forward ? call.forward_workspace : call.backward_workspace;
-      if (workspace.bytes() == 0) continue;
-      refused(forward, nullptr, workspace.bytes());
-      refused(forward, workspace.data(), workspace.bytes() - 1);
-      refused(forward, static_cast<std::byte*>(workspace.data()) + 4, workspace.bytes());
+  const Case busy = busy_case(DType::bf16);
+  Case few_queries = busy;  // a split over keys needs workspace in the forward pass
+  few_queries.seq_q = 1;
+  few_queries.seq_kv = 5000;
+  few_queries.backward = false;
+  for (const Case& c : {busy, few_queries}) {
+    for (const std::string& row : gpu_rows(c)) {
+      GpuCall call(c, row);
+      const auto refused = [&](bool forward, void* workspace, std::size_t bytes) {
+        const tessera::Run run{workspace, bytes, call.stream.handle(), nullptr};
+        expect_refused(forward ? call.plan.forward(call.inputs, call.outputs, run)
+                               : call.plan.backward(call.inputs, call.outputs, call.d_outputs,
+                                                    call.gradients, run),
+                       {"workspace"});
+      };
+      for (bool forward : {true, false}) {
+        const device::Buffer& workspace =
+            forward ? call.forward_workspace : call.backward_workspace;
+        if (workspace.bytes() == 0) continue;
+        refused(forward, nullptr, workspace.bytes());
+        refused(forward, workspace.data(), workspace.bytes() - 1);
+        refused(forward, static_cast<std::byte*>(workspace.data()) + 4, workspace.bytes());
+      }
+      expect_untouched_and_usable(call, row);
     }
-    expect_untouched_and_usable(call, row);
   }
 }
 
@@ -111,22 +126,24 @@ TEST_F(Errors, ContentsThatLieStayWithinBounds) {
   Case packed = busy_case(DType::bf16);
   packed.cu_seqlens_q = {0, 100, 300};
   packed.cu_seqlens_k = {0, 200, 421};
+  Case few_lengths = lengths, few_packed = packed;  // for rows of few queries
+  few_lengths.seq_q = 4;
+  few_lengths.q_lens = {4, 3};
+  few_packed.cu_seqlens_q = {0, 2, 8};
+  few_packed.seq_q = 8;
+  few_lengths.backward = few_packed.backward = false;
   for (std::int32_t lie : {-1, 422, 100000, kMost, -kMost - 1}) {
-    for (const std::string& row : gpu_rows(lengths)) {
-      Workload w = make_workload(lengths);
+    for (const Case& c : {lengths, few_lengths}) {
+      Workload w = make_workload(c);
       w.q_lens.set(0, lie);
       w.kv_lens.set(1, lie);
-      GpuCall call(lengths, w, row);
-      const Status status = call.run();
-      ASSERT_TRUE(status.ok()) << row << ", lengths of " << lie << ": " << status.message();
+      run_all(c, w, lie);
     }
-    for (const std::string& row : gpu_rows(packed)) {
-      Workload w = make_workload(packed);
+    for (const Case& c : {packed, few_packed}) {
+      Workload w = make_workload(c);
       w.cu_seqlens_q.set(1, lie);
       w.cu_seqlens_k.set(2, lie);
-      GpuCall call(packed, w, row);
-      const Status status = call.run();
-      ASSERT_TRUE(status.ok()) << row << ", cu_seqlens of " << lie << ": " << status.message();
+      run_all(c, w, lie);
     }
   }
 }
@@ -135,13 +152,6 @@ TEST_F(Errors, BlockMasksThatLieStayWithinBounds) {
   Case c = busy_case(DType::bf16);
   c.blocks = BlockPattern{32, 64, false, true, 0.5, 0.5};
   const Workload w = make_workload(c);
-  const auto run_all = [&c](const Workload& spoilt, std::int64_t lie) {
-    for (const std::string& row : gpu_rows(c)) {
-      const GpuCall call(c, spoilt, row);
-      const Status status = call.run();
-      ASSERT_TRUE(status.ok()) << row << ", entries of " << lie << ": " << status.message();
-    }
-  };
   constexpr std::size_t kLongest = 4096;
   ASSERT_LT(w.block_view.entries, static_cast<std::int64_t>(kLongest));
   for (std::int32_t lie : {-7, 1000, std::numeric_limits<std::int32_t>::max()}) {
@@ -150,7 +160,7 @@ TEST_F(Errors, BlockMasksThatLieStayWithinBounds) {
          {&BlockMaskView::columns, &BlockMaskView::bits_index, &BlockMaskView::transposed_rows}) {
       Workload spoilt = w;
       spoilt.block_view.*array = lies.data();
-      run_all(spoilt, lie);
+      run_all(c, spoilt, lie);
     }
     // Offsets from 0 to the lie: rows that are far too long, or of negative length.
     std::vector<std::int64_t> wide(kLongest);
@@ -160,7 +170,7 @@ TEST_F(Errors, BlockMasksThatLieStayWithinBounds) {
           &BlockMaskView::transposed_entries}) {
       Workload spoilt = w;
       spoilt.block_view.*array = wide.data();
-      run_all(spoilt, lie);
+      run_all(c, spoilt, lie);
     }
   }
 }
