@@ -13,13 +13,15 @@
 //   d_q  [queries × dims] = d_s K           warp: queries / 2 × dims / (warps / 2); added to f32
 //                                           accumulators in the workspace
 //
-// Schedule of one step, two barriers:
-//   A  the step's Q and d_O have arrived; nobody reads the other stage, p and d_s any more
-//      → cp.async of the next step's Q and d_O into the other stage
-//      → s, d_p, p, d_s; p and d_s to shared memory; d_v, d_k with the warp's own p, d_s as the
-//        operand in registers
-//   B  p, d_s of all warps are there
-//      → d_v, d_k with the other warps' p, d_s; d_q
+// Schedule of one step. The stages hold Q and d_O, and d_s, of two steps:
+//   s, d_p, p, d_s; p and d_s to shared memory; d_v, d_k with the warp's own p, d_s as the operand
+//   in registers A  (the warps of the same keys) p, d_s of these warps are there d_v, d_k with the
+//   other warps' p, d_s B  (all warps) d_s of all warps is there; the next step's Q and d_O have
+//   arrived; nobody reads
+//      this step's Q, d_O and p, or d_s of the step before, any more
+//   cp.async of Q and d_O of the step after the next into this step's stage
+//   d_q, while the first warps go on to the next step
+// Where shared memory has room for one stage only, the next step's tiles are awaited after d_q.
 //
 // d_q. By default blocks add to the accumulators in any order: results differ between runs in the
 // last bits. With `deterministic` the blocks that visit a query tile take turns, the last key tile
@@ -32,6 +34,7 @@
 #include <array>
 
 #include "cuda/algo/config.hpp"
+#include "cuda/ptx/barrier.cuh"
 #include "cuda/ptx/reduce.cuh"
 #include "cuda/sm80/backward.hpp"
 #include "cuda/sm80/backward_scores.cuh"
@@ -59,13 +62,18 @@ struct BackwardTiles {
   static constexpr int kQueryRows = 2;  ///< Warps along the queries of d_q.
   static constexpr int kQueryRowTiles = C.queries / kQueryRows / 16;
   static constexpr int kQueryWarpDims = C.head_dim / (kWarps / kQueryRows);
-  static constexpr int kQueryElements = kQueryRowTiles * kQueryWarpDims / 8;
+  /// d_q is made in parts of so many columns of 16. One part needs d_s once; several keep it in
+  /// registers, which only a short key tile leaves room for.
+  static constexpr int kPartColumns = C.keys > 64 ? kQueryWarpDims / 16 : 1;
+  static constexpr int kQueryParts = kQueryWarpDims / 16 / kPartColumns;
+  static constexpr int kOtherParts = 2 * (C.warps_q - 1) * kWarpQueries / 16;
   static constexpr int kQueryTileFloats = C.queries * C.head_dim;
 
   static constexpr int kScalars = 2 * C.queries;  ///< lse and delta of one stage.
   static constexpr int kQueriesAt = 2 * Keys::kBytes;
   static constexpr int kScoresAt = kQueriesAt + 2 * C.stages * Queries::kBytes;
-  static constexpr int kScalarsAt = kScoresAt + (kSharesWeights ? 2 : 1) * Scores::kBytes;
+  static constexpr int kWeightsAt = kScoresAt + C.stages * Scores::kBytes;
+  static constexpr int kScalarsAt = kWeightsAt + (kSharesWeights ? Scores::kBytes : 0);
   static constexpr int kSharedBytes = kScalarsAt + C.stages * kScalars * 4;
 
   static_assert(kSharedBytes == static_cast<int>(C.shared_bytes()));
@@ -121,6 +129,15 @@ class QueryWalk {
   Walk walk_;
 };
 
+/// What is the same for a whole warp, said so that the compiler can see it: it then keeps it in a
+/// uniform register.
+__device__ __forceinline__ int uniform(int x) { return __shfl_sync(~0u, x, 0); }
+
+__device__ __forceinline__ Sequence uniform(const Sequence& s) {
+  return {uniform(s.q_begin), uniform(s.kv_begin), uniform(s.q_rows), uniform(s.kv_rows),
+          uniform(s.q_len),   uniform(s.kv_len),   uniform(s.shift)};
+}
+
 /// Number of this block, from which its tile follows. Where blocks take turns, tiles go out last
 /// first, in the order in which blocks start.
 __device__ __forceinline__ int block_number(const QueryAccumulators& accumulators,
@@ -151,15 +168,34 @@ __device__ inline int turn_of(const Parameters& p, const Sequence& sequence, int
   return (seen.end - 1) / C.keys - keys.begin / C.keys;
 }
 
-/// Adds this block's part of d_q to a query tile's accumulators.
+__device__ __forceinline__ void wait_for_turn(const QueryAccumulators& accumulators, int tile,
+                                              int turn) {
+  if (threadIdx.x == 0) {
+    while (ptx::load_acquire(accumulators.turns + tile) != turn) {
+    }
+  }
+  __syncthreads();
+}
+
+__device__ __forceinline__ void end_turn(const QueryAccumulators& accumulators, int tile) {
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) ptx::add_release(accumulators.turns + tile, 1);
+}
+
+/// Adds the part-th columns of a warp's share of d_q to a query tile's accumulators.
 template <BackwardConfig C, int kR, int kC>
-__device__ __forceinline__ void add_d_q(float* tile, const float (&d_q)[kR][kC][4]) {
+__device__ __forceinline__ void add_d_q(const QueryAccumulators& accumulators, int tile, int part,
+                                        const float (&d_q)[kR][kC][4]) {
+  using S = BackwardTiles<C>;
+  float* to =
+      accumulators.data + static_cast<std::int64_t>(tile) * S::kQueryTileFloats + 4 * threadIdx.x;
 #pragma unroll
   for (int r = 0; r < kR; ++r) {
 #pragma unroll
     for (int c = 0; c < kC; ++c) {
-      const int vector = (r * kC + c) * BackwardTiles<C>::kThreads + static_cast<int>(threadIdx.x);
-      ptx::reduce_add_16(tile + 4 * vector, d_q[r][c]);
+      const int element = (r * S::kQueryParts + part) * kC + c;
+      ptx::reduce_add_16(to + element * (4 * S::kThreads), d_q[r][c]);
     }
   }
 }
@@ -177,12 +213,12 @@ __global__ void __launch_bounds__(BackwardTiles<ConfigOf::value>::kThreads, Conf
   const int number = block_number(accumulators, shared);
   tile.h = number / tiles;
   if (!locate_tile<Side::keys>(p, number % tiles, C.keys, tile)) return;
-  const int b = tile.b, h_kv = tile.h, j0 = tile.begin;
-  const Sequence sequence = sequence_of(p, b);
+  const int b = uniform(tile.b), h_kv = uniform(tile.h), j0 = uniform(tile.begin);
+  const Sequence sequence = uniform(sequence_of(p, b));
   const bool in_turns = accumulators.turns != nullptr;
 
   const int thread = static_cast<int>(threadIdx.x);
-  const int warp = __shfl_sync(~0u, thread / kWarpSize, 0);  // known to be the same for a warp
+  const int warp = uniform(thread / kWarpSize);
   const int lane = thread % kWarpSize;
   const int warp_key = warp / C.warps_q * S::kWarpKeys;
   const int warp_query = warp % C.warps_q * S::kWarpQueries;
@@ -190,8 +226,10 @@ __global__ void __launch_bounds__(BackwardTiles<ConfigOf::value>::kThreads, Conf
 
   const std::uint32_t base = ptx::shared_address(shared);
   const typename S::Keys k{base}, v{base + S::Keys::kBytes};
-  const typename S::Scores d_s_tile{base + S::kScoresAt};
-  const typename S::Scores weights_tile{base + S::kScoresAt + S::Scores::kBytes};
+  const typename S::Scores weights_tile{base + S::kWeightsAt};
+  const auto d_s_tile = [&](int stage) {
+    return typename S::Scores{base + S::kScoresAt + stage * S::Scores::kBytes};
+  };
   const auto q_tile = [&](int stage) {
     return typename S::Queries{base + S::kQueriesAt + 2 * stage * S::Queries::kBytes};
   };
@@ -227,7 +265,6 @@ __global__ void __launch_bounds__(BackwardTiles<ConfigOf::value>::kThreads, Conf
     load_tile<S::kThreads>(d_o_tile(stage), row_of<T>(g.d_o, b, step.h, sequence.q_begin),
                            g.d_o.stride_s, g.d_o.vectors, step.visit.begin, sequence.q_len,
                            p.head_dim_v, listed);
-    ptx::cp_async_commit();
   };
   const auto read_scalar = [&](const QueryStep& step) {
     const int i = step.visit.begin + thread % C.queries;
@@ -246,24 +283,27 @@ __global__ void __launch_bounds__(BackwardTiles<ConfigOf::value>::kThreads, Conf
   float d_k[S::kWarpKeys / 16][S::kWarpDims / 8][4] = {};
   float d_v[S::kWarpKeys / 16][S::kWarpDims / 8][4] = {};
   QueryWalk<C> walk(p, b, h_kv, keys, queries);
-  QueryStep step;
-  bool more = walk.next(step);
-  if (more) {
+  QueryStep step, next;  // `next` is on its way while `step` is computed, with two stages
+  bool has_step = walk.next(step);
+  bool has_next = C.stages > 1 && walk.next(next);
+  if (has_step) {
     load_keys();
     load_queries(step, 0);
     keep_scalar(0, read_scalar(step));
   }
+  ptx::cp_async_commit();
+  if (has_next) {
+    load_queries(next, 1);
+    keep_scalar(1, read_scalar(next));
+  }
+  ptx::cp_async_commit();
+  ptx::cp_async_wait<1>();
+  __syncthreads();
   const bool plain = p.softcap <= 0 && p.bias.data == nullptr && p.alibi_slopes == nullptr &&
                      p.mask.data == nullptr && p.dropout_threshold == 0;
-  for (int stage = 0; more; stage = (stage + 1) % C.stages) {
-    QueryStep next;
-    const bool has_next = walk.next(next);
-    const float next_scalar = has_next ? read_scalar(next) : 0.0f;
-    ptx::cp_async_wait<0>();
-    __syncthreads();  // A
-    if (C.stages > 1 && has_next) load_queries(next, 1 - stage);
-
+  for (int stage = 0; has_step; stage = (stage + 1) % C.stages) {
     const typename S::Queries q = q_tile(stage), d_o = d_o_tile(stage);
+    const typename S::Scores d_s = d_s_tile(stage);
     const int i0 = step.visit.begin;
     const bool interior = all_visible(p, sequence, {i0, i0 + C.queries}, {j0, j0 + C.keys}) &&
                           (!C.extras || (plain && step.visit.full));
@@ -290,49 +330,61 @@ __global__ void __launch_bounds__(BackwardTiles<ConfigOf::value>::kThreads, Conf
       if constexpr (S::kSharesWeights) {
         store_operand(weights_tile, warp_key, row, operands.weights);
       }
-      store_operand(d_s_tile, warp_key, row, operands.d_s);
+      store_operand(d_s, warp_key, row, operands.d_s);
       multiply_registers<T>(d_v, operands.weights, d_o, row, warp_dims);
       multiply_registers<T>(d_k, operands.d_s, q, row, warp_dims);
     }
-    __syncthreads();  // B
-
     if constexpr (S::kSharesWeights) {
+      ptx::sync_group(1 + warp / C.warps_q, C.warps_q * kWarpSize);  // A
 #pragma unroll
       for (int other = 1; other < C.warps_q; ++other) {
         const int row = (warp + other) % C.warps_q * S::kWarpQueries;
         constexpr int kK = S::kWarpQueries / 16;
         multiply_columns<kK, T>(d_v, weights_tile, warp_key, row, d_o, warp_dims);
-        multiply_columns<kK, T>(d_k, d_s_tile, warp_key, row, q, warp_dims);
+        multiply_columns<kK, T>(d_k, d_s, warp_key, row, q, warp_dims);
       }
     }
+    ptx::cp_async_wait<0>();
+    __syncthreads();  // B
+
+    QueryStep after;
+    const bool has_after = walk.next(after);
+    if (has_after) load_queries(after, stage);
+    ptx::cp_async_commit();
+    const float scalar = has_after ? read_scalar(after) : 0.0f;
     if (accumulators.data != nullptr) {
-      float d_q[S::kQueryRowTiles][S::kQueryWarpDims / 8][4] = {};
-      multiply_transposed<T>(d_q, d_s_tile, warp % S::kQueryRows * S::kQueryRowTiles * 16, k,
-                             warp / S::kQueryRows * S::kQueryWarpDims / 16);
       const int index = step.h * accumulators.tiles + query_tile(p, sequence, b, i0, C.queries);
-      float* to = accumulators.data + static_cast<std::int64_t>(index) * S::kQueryTileFloats;
       if (in_turns) {
-        const int turn = turn_of<C>(p, sequence, b, step.h, i0, keys);
-        if (thread == 0) {
-          while (ptx::load_acquire(accumulators.turns + index) != turn) {
-          }
-        }
-        __syncthreads();
-        add_d_q<C>(to, d_q);
-        __threadfence();
-        __syncthreads();
-        if (thread == 0) ptx::add_release(accumulators.turns + index, 1);
-      } else {
-        add_d_q<C>(to, d_q);
+        wait_for_turn(accumulators, index, turn_of<C>(p, sequence, b, step.h, i0, keys));
       }
+      std::uint32_t left[C.keys / 16][S::kQueryRowTiles][4];
+#pragma unroll
+      for (int part = 0; part < S::kQueryParts; ++part) {
+        float d_q[S::kQueryRowTiles][2 * S::kPartColumns][4] = {};
+#pragma unroll
+        for (int n = 0; n < C.keys / 16; ++n) {
+          if (part == 0) {
+            read_transposed(left[n], d_s, 16 * n, warp % S::kQueryRows * S::kQueryRowTiles);
+          }
+          multiply_step<T>(d_q, left[n], k, 16 * n,
+                           (warp / S::kQueryRows * S::kQueryParts + part) * S::kPartColumns);
+        }
+        add_d_q<C>(accumulators, index, part, d_q);
+      }
+      if (in_turns) end_turn(accumulators, index);
     }
+    if (has_after) keep_scalar(stage, scalar);
     if constexpr (C.stages == 1) {
+      ptx::cp_async_wait<0>();
       __syncthreads();
-      if (has_next) load_queries(next, 0);
+      step = after;
+      has_step = has_after;
+    } else {
+      step = next;
+      has_step = has_next;
+      next = after;
+      has_next = has_after;
     }
-    if (has_next) keep_scalar((stage + 1) % C.stages, next_scalar);
-    step = next;
-    more = has_next;
   }
 
   ptx::cp_async_wait<0>();

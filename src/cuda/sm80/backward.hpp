@@ -19,7 +19,7 @@ struct BackwardConfig {
   int keys, queries;     ///< Keys of a block; queries of one step.
   int warps_k, warps_q;  ///< The warps' grid on a tile of scores.
   int warp_queries;      ///< Queries whose scores a warp has in registers at a time.
-  int stages;            ///< Query tiles in shared memory.
+  int stages;            ///< Steps whose q, d_o and d_s shared memory holds.
   int blocks;            ///< Blocks that registers leave room for on a multiprocessor.
   bool extras = false;   ///< Block mask, softcap, bias, ALiBi, mask, dropout.
   DType dtype = DType::bf16;
@@ -31,7 +31,7 @@ struct BackwardConfig {
   }
 
   constexpr std::size_t shared_bytes() const {
-    const int score_tiles = warps_q > 1 ? 2 : 1;
+    const int score_tiles = stages + (warps_q > 1 ? 1 : 0);
     const int elements =
         2 * keys * head_dim + stages * 2 * queries * head_dim + score_tiles * keys * queries;
     return 2 * static_cast<std::size_t>(elements) + stages * 2 * queries * sizeof(float);

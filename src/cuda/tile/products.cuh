@@ -9,8 +9,8 @@
 
 namespace tessera::cuda {
 
-/// Where a lane reads or writes in every 16 × 16 (or 8 × 8) part of a tile. The rest of an address is
-/// the same for the whole warp: uniform registers and immediates, but for one `xor`.
+/// Where a lane reads or writes in every 16 × 16 (or 8 × 8) part of a tile. The rest of an address
+/// is the same for the whole warp: uniform registers and immediates, but for one `xor`.
 template <typename Tile>
 struct LaneOffset {
   std::uint32_t bytes;
@@ -51,8 +51,16 @@ __device__ __forceinline__ void read_a_transposed(std::uint32_t (&a)[4], const T
   ptx::ldmatrix_x4_transposed(a, lane.in(tile, row, 2 * m));
 }
 
-/// Two operands B [16 × 8]: rows [row, row + 16) of the tile, columns [16 · n, 16 · n + 8) and the 8
-/// after them. b[0], b[1] is the first operand, b[2], b[3] the second.
+/// kR of them side by side: columns of the tile from 16 · m on.
+template <int kR, typename Tile>
+__device__ __forceinline__ void read_transposed(std::uint32_t (&a)[kR][4], const Tile& tile,
+                                                int row, int m) {
+#pragma unroll
+  for (int r = 0; r < kR; ++r) read_a_transposed(a[r], tile, row, m + r);
+}
+
+/// Two operands B [16 × 8]: rows [row, row + 16) of the tile, columns [16 · n, 16 · n + 8) and the
+/// 8 after them. b[0], b[1] is the first operand, b[2], b[3] the second.
 template <typename Tile>
 __device__ __forceinline__ void read_b(std::uint32_t (&b)[4], const Tile& tile, int row, int n) {
   const LaneOffset<Tile> lane(lane_id() % 16, lane_id() / 16);
@@ -68,8 +76,8 @@ __device__ __forceinline__ void read_b_transposed(std::uint32_t (&b)[4], const T
   ptx::ldmatrix_x4(b, lane.in(tile, row, 2 * k));
 }
 
-/// acc += a · b for one k step of 16: b from rows [row, row + 16) of its tile and the kC · 8 columns
-/// from 16 · n on.
+/// acc += a · b for one k step of 16: b from rows [row, row + 16) of its tile and the kC · 8
+/// columns from 16 · n on.
 template <typename T, int kR, int kC, typename Tile>
 __device__ __forceinline__ void multiply_step(float (&acc)[kR][kC][4],
                                               const std::uint32_t (&a)[kR][4], const Tile& b,
@@ -136,19 +144,6 @@ __device__ __forceinline__ void multiply_columns(float (&acc)[kR][kC][4], const 
 #pragma unroll
     for (int r = 0; r < kR; ++r) read_a(left[r], a, row_a + 16 * r, column / 16 + k);
     multiply_step<T>(acc, left, b, column + 16 * k, n);
-  }
-}
-
-/// acc += Aᵀ · B over all rows of a and b: columns [column_a, …) of a, columns from 16 · n on of b.
-template <typename T, int kR, int kC, typename TileA, typename TileB>
-__device__ __forceinline__ void multiply_transposed(float (&acc)[kR][kC][4], const TileA& a,
-                                                    int column_a, const TileB& b, int n) {
-#pragma unroll
-  for (int k = 0; k < TileA::kRows / 16; ++k) {
-    std::uint32_t left[kR][4];
-#pragma unroll
-    for (int r = 0; r < kR; ++r) read_a_transposed(left[r], a, 16 * k, column_a / 16 + r);
-    multiply_step<T>(acc, left, b, 16 * k, n);
   }
 }
 
