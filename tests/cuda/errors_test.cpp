@@ -148,32 +148,48 @@ TEST_F(Errors, ContentsThatLieStayWithinBounds) {
   }
 }
 
-TEST_F(Errors, BlockMasksThatLieStayWithinBounds) {
+/// An array of a block mask, by name; one of the two is null.
+struct MaskArray {
+  const char* name;
+  const std::int32_t* BlockMaskView::*narrow;
+  const std::int64_t* BlockMaskView::*wide;
+};
+constexpr MaskArray kMaskArrays[] = {
+    {"columns", &BlockMaskView::columns, nullptr},
+    {"bits_index", &BlockMaskView::bits_index, nullptr},
+    {"transposed_rows", &BlockMaskView::transposed_rows, nullptr},
+    {"row_offsets", nullptr, &BlockMaskView::row_offsets},
+    {"transposed_offsets", nullptr, &BlockMaskView::transposed_offsets},
+    {"transposed_entries", nullptr, &BlockMaskView::transposed_entries},
+};
+
+class BlockMaskErrors : public Gpu, public testing::WithParamInterface<MaskArray> {};
+
+TEST_P(BlockMaskErrors, LiesStayWithinBounds) {
   Case c = busy_case(DType::bf16);
   c.blocks = BlockPattern{32, 64, false, true, 0.5, 0.5};
-  const Workload w = make_workload(c);
-  constexpr std::size_t kLongest = 4096;
-  ASSERT_LT(w.block_view.entries, static_cast<std::int64_t>(kLongest));
-  for (std::int32_t lie : {-7, 1000, std::numeric_limits<std::int32_t>::max()}) {
-    const std::vector<std::int32_t> lies(kLongest, lie);
-    for (const std::int32_t* BlockMaskView::*array :
-         {&BlockMaskView::columns, &BlockMaskView::bits_index, &BlockMaskView::transposed_rows}) {
+  Case few_queries = c;
+  few_queries.seq_q = 4;
+  few_queries.backward = false;
+  for (const Case& lied_to : {c, few_queries}) {
+    const Workload w = make_workload(lied_to);
+    constexpr std::size_t kLongest = 4096;
+    ASSERT_LT(w.block_view.entries, static_cast<std::int64_t>(kLongest));
+    for (std::int32_t lie : {-7, 1000, std::numeric_limits<std::int32_t>::max()}) {
+      const std::vector<std::int32_t> narrow(kLongest, lie);
+      // Offsets from 0 to the lie: rows that are far too long, or of negative length.
+      std::vector<std::int64_t> wide(kLongest);
+      for (std::size_t x = 0; x < kLongest; ++x) wide[x] = x % 2 == 0 ? 0 : lie;
       Workload spoilt = w;
-      spoilt.block_view.*array = lies.data();
-      run_all(c, spoilt, lie);
-    }
-    // Offsets from 0 to the lie: rows that are far too long, or of negative length.
-    std::vector<std::int64_t> wide(kLongest);
-    for (std::size_t x = 0; x < kLongest; ++x) wide[x] = x % 2 == 0 ? 0 : lie;
-    for (const std::int64_t* BlockMaskView::*array :
-         {&BlockMaskView::row_offsets, &BlockMaskView::transposed_offsets,
-          &BlockMaskView::transposed_entries}) {
-      Workload spoilt = w;
-      spoilt.block_view.*array = wide.data();
-      run_all(c, spoilt, lie);
+      if (GetParam().narrow != nullptr) spoilt.block_view.*GetParam().narrow = narrow.data();
+      if (GetParam().wide != nullptr) spoilt.block_view.*GetParam().wide = wide.data();
+      run_all(lied_to, spoilt, lie);
     }
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(Arrays, BlockMaskErrors, testing::ValuesIn(kMaskArrays),
+                         [](const auto& parameter) { return parameter.param.name; });
 
 }  // namespace
 }  // namespace tessera::test
