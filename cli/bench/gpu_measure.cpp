@@ -73,6 +73,7 @@ std::vector<double> GpuMeter::time(int runs, const Enqueue& enqueue) {
   }
   require(stream_.synchronize());
   std::vector<double> ms;
+  ms.reserve(timers.size());
   for (const device::Timer& timer : timers) ms.push_back(require(timer.milliseconds()));
   return ms;
 }
@@ -168,6 +169,7 @@ std::vector<Record> GpuMeter::measure(const Group& group, const Progress& progre
     add_ceilings();
   }
   std::vector<Record> records;
+  records.reserve(all.size());
   for (const Running& r : all) records.push_back(to_record(group, r, ceilings));
   compare(records);
   return records;

@@ -32,8 +32,7 @@ Status NormalPool::fill(const device::Buffer& buffer, std::size_t start) const {
   std::size_t from = start * kStep % kNumbers * width_;
   for (std::size_t filled = 0; filled < buffer.bytes();) {
     const std::size_t bytes = std::min(numbers_.bytes() - from, buffer.bytes() - filled);
-    const Status status =
-        device::copy({at(buffer, filled), device}, {at(numbers_, from), device}, bytes);
+    Status status = device::copy({at(buffer, filled), device}, {at(numbers_, from), device}, bytes);
     if (!status.ok()) return status;
     filled += bytes;
     from = 0;
