@@ -55,9 +55,15 @@ Status CudaKernel::run(const Arguments& arguments) const {
   }
   const auto stream = static_cast<cudaStream_t>(arguments.stream);
 #if CUDART_VERSION >= 12080
+  // A stream that records a graph may not be asked for its device.
   int device = problem_.device.index;
   if (stream != nullptr && stream != cudaStreamLegacy && stream != cudaStreamPerThread) {
-    if (const cudaError_t error = cudaStreamGetDevice(stream, &device); error != cudaSuccess) {
+    cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+    cudaError_t error = cudaStreamIsCapturing(stream, &capture);
+    if (error == cudaSuccess && capture == cudaStreamCaptureStatusNone) {
+      error = cudaStreamGetDevice(stream, &device);
+    }
+    if (error != cudaSuccess) {
       cudaGetLastError();
       return error_status(error, "stream");
     }
