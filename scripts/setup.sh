@@ -6,7 +6,7 @@ set -euo pipefail
 [ "${TESSERA_SETUP:-1}" != 0 ] || exit 0
 
 packages=(
-  g++ cmake ninja-build pkg-config                               # build
+  g++ cmake ninja-build pkg-config ccache                        # build
   libfmt-dev nlohmann-json3-dev libcli11-dev libgtest-dev        # libraries
   libopenblas-dev gnuplot-nox                                    # the benchmark's peer and its plots
   clang clang-format-14                                          # fuzzers and format check
