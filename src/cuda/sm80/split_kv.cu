@@ -28,22 +28,27 @@ namespace {
 
 constexpr int kRows = 16;  ///< Query rows of a block: one row tile of mma.
 constexpr int kKeys = 16;  ///< Keys of a warp's tile.
+constexpr int kBlocksPerMultiprocessor = 2;
 
 struct SplitConfig {
   DType dtype;
   int head_dim;  ///< Larger of D and Dv, at most.
   int warps;
   int stages;
+  int halves;  ///< 2: two warps go through the same keys, each for half of the columns of v and o.
 };
 
 template <SplitConfig C>
 struct SplitTraits {
   using T = std::conditional_t<C.dtype == DType::f16, __half, __nv_bfloat16>;
-  using Tile = SharedTile<T, kKeys, C.head_dim>;  ///< 16 rows of q, k or v.
+  using Tile = SharedTile<T, kKeys, C.head_dim>;              ///< 16 rows of q or k.
+  using VTile = SharedTile<T, kKeys, C.head_dim / C.halves>;  ///< 16 rows of a warp's columns of v.
   static constexpr int kThreads = C.warps * kWarpSize;
-  static constexpr int kPipeBytes = C.warps * C.stages * 2 * Tile::kBytes;
+  static constexpr int kStreams = C.warps / C.halves;  ///< Warps with keys of their own.
+  static constexpr int kStageBytes = Tile::kBytes + VTile::kBytes;
+  static constexpr int kPipeBytes = C.warps * C.stages * kStageBytes;
   static constexpr int kSharedBytes = Tile::kBytes + kPipeBytes;
-  static_assert(kPipeBytes >= C.warps * kRows * (C.head_dim + 1) * static_cast<int>(sizeof(float)),
+  static_assert(kPipeBytes >= kStreams * kRows * (C.head_dim + 1) * static_cast<int>(sizeof(float)),
                 "the warps' results take the place of K and V");
 };
 
@@ -114,16 +119,20 @@ __device__ __forceinline__ Merged merge(int count, float sink, LseOf lse_of) {
 }
 
 template <typename ConfigOf>
-__global__ void __launch_bounds__(SplitTraits<ConfigOf::value>::kThreads)
+__global__ void __launch_bounds__(SplitTraits<ConfigOf::value>::kThreads, kBlocksPerMultiprocessor)
     split_kv(const __grid_constant__ Parameters p, const __grid_constant__ Packing packing,
              const __grid_constant__ Partials partials) {
   constexpr SplitConfig C = ConfigOf::value;
   using Traits = SplitTraits<C>;
   using T = typename Traits::T;
   using Tile = typename Traits::Tile;
+  using VTile = typename Traits::VTile;
+  constexpr int kColumns = VTile::kCols;  // of v and o, for one warp
   extern __shared__ __align__(128) std::byte shared[];
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
+  const int stream = warp / C.halves;
+  const int column0 = warp % C.halves * kColumns;
 
   int x = static_cast<int>(blockIdx.x);
   const int split = x % packing.splits;
@@ -174,25 +183,25 @@ __global__ void __launch_bounds__(SplitTraits<ConfigOf::value>::kThreads)
   keys.end = min(keys.end, (first_tile + (split + 1) * per_split) * kKeys);
 
   const T* k = row_of<const T>(p.k, b, h_kv, sequence.kv_begin);
-  const T* v = row_of<const T>(p.v, b, h_kv, sequence.kv_begin);
+  const T* v = row_of<const T>(p.v, b, h_kv, sequence.kv_begin) + column0;
   const std::uint32_t pipe =
-      q.base + Tile::kBytes + static_cast<std::uint32_t>(warp) * C.stages * 2 * Tile::kBytes;
-  const auto k_stage = [&](int stage) { return Tile{pipe + stage * 2 * Tile::kBytes}; };
-  const auto v_stage = [&](int stage) { return Tile{k_stage(stage).base + Tile::kBytes}; };
+      q.base + Tile::kBytes + static_cast<std::uint32_t>(warp) * C.stages * Traits::kStageBytes;
+  const auto k_stage = [&](int stage) { return Tile{pipe + stage * Traits::kStageBytes}; };
+  const auto v_stage = [&](int stage) { return VTile{k_stage(stage).base + Tile::kBytes}; };
 
   BlockWalk<Side::queries, kKeys> walk(p, b, h0, queries, keys);
-  int to_skip = warp;  // tiles of other warps before this warp's next
+  int to_skip = stream;  // tiles of other warps before this warp's next
   const auto load_next = [&](Visit& visit, int stage) {
     bool more = true;
     for (; more && to_skip >= 0; --to_skip) more = walk.next(visit);
-    to_skip = C.warps - 1;
+    to_skip = Traits::kStreams - 1;
     if (!more) visit.begin = -1;
     if (more) {
       const bool listed = (visit.listed & 1) != 0;
       load_keys(k_stage(stage), k, p.k.stride_s, p.k.vectors, visit.begin, sequence.kv_len,
                 p.head_dim, listed);
       load_keys(v_stage(stage), v, p.v.stride_s, p.v.vectors, visit.begin, sequence.kv_len,
-                p.head_dim_v, listed);
+                p.head_dim_v - column0, listed);
     }
     ptx::cp_async_commit();
   };
@@ -205,7 +214,7 @@ __global__ void __launch_bounds__(SplitTraits<ConfigOf::value>::kThreads)
                      p.mask.data == nullptr;
 
   OnlineSoftmax<T, 1> softmax(1.0f);
-  float o[1][C.head_dim / 8][4] = {};
+  float o[1][kColumns / 8][4] = {};
   Visit queue[C.stages - 1];  // tiles under way
 #pragma unroll
   for (int s = 0; s < C.stages - 1; ++s) load_next(queue[s], s);
@@ -262,7 +271,7 @@ __global__ void __launch_bounds__(SplitTraits<ConfigOf::value>::kThreads)
     std::uint32_t weights[1][kKeys / 16][4];
     softmax.weigh(s, weights, [&](int, int half, float by) {
 #pragma unroll
-      for (int n = 0; n < C.head_dim / 8; ++n) {
+      for (int n = 0; n < kColumns / 8; ++n) {
         o[0][n][2 * half] *= by;
         o[0][n][2 * half + 1] *= by;
       }
@@ -281,16 +290,16 @@ __global__ void __launch_bounds__(SplitTraits<ConfigOf::value>::kThreads)
   // Merge the warps, in the memory of their pipelines.
   ptx::cp_async_wait<0>();
   __syncthreads();
-  auto* warp_o = reinterpret_cast<float*>(shared + Tile::kBytes);  // [warps][kRows][head_dim]
-  float* warp_lse = warp_o + C.warps * kRows * C.head_dim;         // [warps][kRows]
+  auto* warp_o = reinterpret_cast<float*>(shared + Tile::kBytes);    // [streams][kRows][head_dim]
+  float* warp_lse = warp_o + Traits::kStreams * kRows * C.head_dim;  // [streams][kRows]
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int r = own_rows[half];
     const auto [scale, lse] = softmax.finish(0, half, minus_infinity());
-    if (lane % 4 == 0) warp_lse[warp * kRows + r] = lse;
-    float* row = warp_o + (warp * kRows + r) * C.head_dim + 2 * (lane % 4);
+    if (lane % 4 == 0) warp_lse[stream * kRows + r] = lse;  // the same from both of a pair
+    float* row = warp_o + (stream * kRows + r) * C.head_dim + column0 + 2 * (lane % 4);
 #pragma unroll
-    for (int n = 0; n < C.head_dim / 8; ++n) {
+    for (int n = 0; n < kColumns / 8; ++n) {
       row[8 * n] = o[0][n][2 * half] * scale;
       row[8 * n + 1] = o[0][n][2 * half + 1] * scale;
     }
@@ -301,7 +310,7 @@ __global__ void __launch_bounds__(SplitTraits<ConfigOf::value>::kThreads)
     if (i < 0 || i >= sequence.q_rows) continue;
     // The first split has the sink, which is one more score without a value.
     const bool with_sink = p.sink != nullptr && split == 0;
-    const Merged merged = merge(C.warps, with_sink ? p.sink[head_of(r)] : minus_infinity(),
+    const Merged merged = merge(Traits::kStreams, with_sink ? p.sink[head_of(r)] : minus_infinity(),
                                 [&](int w) { return warp_lse[w * kRows + r]; });
     const bool used = i < sequence.q_len;
     const std::int64_t at =
@@ -309,7 +318,7 @@ __global__ void __launch_bounds__(SplitTraits<ConfigOf::value>::kThreads)
     if (lane == 0) partials.lse[at] = used ? merged.lse() : minus_infinity();
     for (int d = lane; d < p.head_dim_v; d += kWarpSize) {
       float sum = 0;
-      for (int w = 0; w < C.warps; ++w) {
+      for (int w = 0; w < Traits::kStreams; ++w) {
         sum += merged.weight(warp_lse[w * kRows + r]) * warp_o[(w * kRows + r) * C.head_dim + d];
       }
       partials.o[at * p.head_dim_v + d] = used ? sum : 0.0f;
@@ -318,10 +327,11 @@ __global__ void __launch_bounds__(SplitTraits<ConfigOf::value>::kThreads)
 }
 
 constexpr int kMergeThreads = 128;
+constexpr int kMergeBlocks = 8;  ///< On one multiprocessor: bounds the registers.
 
 /// One warp for each query row.
 template <typename T>
-__global__ void __launch_bounds__(kMergeThreads)
+__global__ void __launch_bounds__(kMergeThreads, kMergeBlocks)
     merge_splits(const __grid_constant__ Parameters p, const __grid_constant__ Partials partials,
                  int splits) {
   const std::int64_t row =
@@ -354,17 +364,24 @@ Status launch_split_kv(const Parameters& p, const Packing& packing, const Partia
                 SplitTraits<C>::kSharedBytes, stream, p, packing, partials);
 }
 
+/// Configs by head dim, for chips with 164 KB of shared memory or more a multiprocessor (two
+/// blocks) and for those with 100 KB (one block).
 template <DType kDType>
-Status launch_by_head_dim(const Parameters& p, const Packing& packing, const Partials& partials,
-                          cudaStream_t stream) {
+Status launch_by_head_dim(int shared_bytes, const Parameters& p, const Packing& packing,
+                          const Partials& partials, cudaStream_t stream) {
+  constexpr SplitConfig k64{kDType, 64, 6, 4, 1};
+  constexpr SplitConfig k128{kDType, 128, 4, 3, 1}, kSmall128{kDType, 128, 3, 3, 1};
+  constexpr SplitConfig k256{kDType, 256, 4, 2, 2}, kSmall256{kDType, 256, 2, 3, 2};
   const int head_dim = std::max(p.head_dim, p.head_dim_v);
-  if (head_dim <= 64) {
-    return launch_split_kv<SplitConfig{kDType, 64, 4, 5}>(p, packing, partials, stream);
-  }
+  if (head_dim <= 64) return launch_split_kv<k64>(p, packing, partials, stream);
   if (head_dim <= 128) {
-    return launch_split_kv<SplitConfig{kDType, 128, 4, 3}>(p, packing, partials, stream);
+    return shared_bytes >= SplitTraits<k128>::kSharedBytes
+               ? launch_split_kv<k128>(p, packing, partials, stream)
+               : launch_split_kv<kSmall128>(p, packing, partials, stream);
   }
-  return launch_split_kv<SplitConfig{kDType, 256, 2, 3}>(p, packing, partials, stream);
+  return shared_bytes >= SplitTraits<k256>::kSharedBytes
+             ? launch_split_kv<k256>(p, packing, partials, stream)
+             : launch_split_kv<kSmall256>(p, packing, partials, stream);
 }
 
 /// A mask of each query head's own needs tiles of one head.
@@ -375,7 +392,6 @@ Packing packing_for(std::int64_t group, bool one_head, int splits) {
 
 /// Splits that fill the chip: the fewest that come within a tenth of the best use of its blocks.
 int choose_splits(const Problem& problem) {
-  constexpr int kBlocksPerMultiprocessor = 2;
   constexpr std::int64_t kLeastKeys = 256;
   const Packing packing = packing_for(problem.group(), false, 1);
   const std::int64_t tiles =
@@ -420,8 +436,10 @@ class SplitKv final : public CudaKernel {
     partials.o = reinterpret_cast<float*>(arguments.workspace);
     partials.lse = partials.o + splits_ * partials.rows * problem_.head_dim_v;
     const bool f16 = problem_.dtype == DType::f16;
-    const Status split = f16 ? launch_by_head_dim<DType::f16>(p, packing, partials, stream)
-                             : launch_by_head_dim<DType::bf16>(p, packing, partials, stream);
+    const int shared = device_info(problem_.device.index).shared_bytes;
+    const Status split =
+        f16 ? launch_by_head_dim<DType::f16>(shared, p, packing, partials, stream)
+            : launch_by_head_dim<DType::bf16>(shared, p, packing, partials, stream);
     if (!split.ok()) return split;
     constexpr int kRowsPerBlock = kMergeThreads / kWarpSize;
     return launch("merge_splits", f16 ? merge_splits<__half> : merge_splits<__nv_bfloat16>,
