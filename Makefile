@@ -1,7 +1,7 @@
 # The thin front of the CMake build; see CMakePresets.json for the build directories.
 BUILD := build/release
 JOBS := $(shell nproc)
-PRESET = cmake --preset release $(LAUNCHER)
+PRESET = cmake --preset release $(LAUNCHER) -DCMAKE_CUDA_ARCHITECTURES="$(shell scripts/chips.sh)"
 LAUNCHER = $(shell command -v ccache > /dev/null && echo -DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CXX_COMPILER_LAUNCHER=ccache -DCMAKE_CUDA_COMPILER_LAUNCHER=ccache)
 
 .DEFAULT_GOAL := help

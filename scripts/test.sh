@@ -16,9 +16,6 @@ launcher=()
 if command -v ccache >/dev/null; then
   launcher=(-DCMAKE_{C,CXX,CUDA}_COMPILER_LAUNCHER=ccache)
 fi
-# CUDA kernels for this machine's GPUs; without one, for a single chip, to see that all compile.
-chips=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null |
-  sed -n 's/^\([0-9]*\)\.\([0-9]\)$/\1\2-real/p' | sed 's/^90-/90a-/' | sort -u | paste -sd ';')
 # Sanitizers need their shadow memory's addresses free, which strong address randomisation denies.
 steady=()
 if setarch -R true 2>/dev/null; then steady=(setarch -R); fi
@@ -28,7 +25,7 @@ build() {
   local preset=$1
   shift
   cmake --preset "$preset" "${launcher[@]}" -DTESSERA_WERROR=ON \
-    -DCMAKE_CUDA_ARCHITECTURES="${chips:-90a-real}" >"$logs/$preset.configure" ||
+    -DCMAKE_CUDA_ARCHITECTURES="$(scripts/chips.sh)" >"$logs/$preset.configure" ||
     { cat "$logs/$preset.configure"; return 1; }
   cmake --build "build/$preset" -j "$jobs" ${1:+--target "$@"}
 }
