@@ -10,28 +10,10 @@ namespace tessera::cuda {
 struct Visit {
   int begin = 0;
   unsigned listed = ~0u;
-  bool full = true;  ///< The block mask leaves every element.
+  int full = 1;  ///< Not 0: the block mask leaves every element. (An int fits a uniform register.)
 };
 
 inline constexpr int kGranule = 16;  ///< Mask block sizes are multiples of it.
-
-/// BlockWalk of a problem without a block mask.
-template <int kInnerTile>
-class TileWalk {
- public:
-  __device__ TileWalk(const Parameters&, int, int, Range, Range range)
-      : at_(range.begin / kInnerTile * kInnerTile), end_(range.end) {}
-
-  __device__ bool next(Visit& visit) {
-    if (at_ >= end_) return false;
-    visit.begin = at_;
-    at_ += kInnerTile;
-    return true;
-  }
-
- private:
-  int at_, end_;
-};
 
 /// CSR or its transpose of one (sequence, head) of a block mask, as lines of entries.
 struct MaskLines {
@@ -75,45 +57,46 @@ class BlockWalk {
   static_assert(kInnerTile % kGranule == 0 && kInnerTile / kGranule <= 32);
 
   __device__ BlockWalk(const Parameters& p, int b, int h, Range outer, Range range)
-      : p_(&p), range_(range), at_(range.begin / kInnerTile * kInnerTile) {
+      : p_(&p), b_(b), h_(h), at_(range.begin / kInnerTile * kInnerTile), range_end_(range.end) {
     if (p.block_mask.row_offsets == nullptr || range.empty()) return;
-    lines_ = mask_lines<kOuter>(p, b, h);
-    const int line = outer.begin / lines_.line_size + static_cast<int>(threadIdx.x % kWarpSize);
-    follows_ = line * lines_.line_size < outer.end && line < lines_.lines;
-    if (follows_) {
-      entry_ = bounded(lines_.offsets[line]);
-      end_ = bounded(lines_.offsets[line + 1]);
+    const MaskLines lines = mask_lines<kOuter>(p, b, h);
+    const int line = outer.begin / lines.line_size + static_cast<int>(threadIdx.x % kWarpSize);
+    if (line * lines.line_size < outer.end && line < lines.lines) {
+      entry_ = bounded(lines.offsets[line]);
+      left_ = static_cast<int>(max(bounded(lines.offsets[line + 1]), entry_) - entry_);
     }
   }
 
   /// The next tile; false at the end.
   __device__ bool next(Visit& visit) {
-    if (at_ >= range_.end) return false;
+    if (at_ >= range_end_) return false;
     if (p_->block_mask.row_offsets == nullptr) {
       visit.begin = at_;
       at_ += kInnerTile;
       return true;
     }
-    const int size = lines_.block_size;
-    while (entry_ < end_ && (block(entry_) + 1) * size <= at_) ++entry_;
-    int first = entry_ < end_ ? max(at_, block(entry_) * size) : kUnbounded;
+    const MaskLines lines = mask_lines<kOuter>(*p_, b_, h_);
+    const int size = lines.block_size;
+    for (; left_ > 0 && (block(lines, entry_) + 1) * size <= at_; --left_) ++entry_;
+    int first = left_ > 0 ? max(at_, block(lines, entry_) * size) : kUnbounded;
     first = __reduce_min_sync(~0u, first);
-    if (first >= range_.end) return false;
+    if (first >= range_end_) return false;
     first = first / kInnerTile * kInnerTile;
     visit.begin = first;
-    const int last = min(first + kInnerTile, range_.end);
+    const int last = min(first + kInnerTile, range_end_);
     unsigned listed = 0;
     int uncovered = first;  // rows before it are covered by full blocks of this lane's line
-    for (std::int64_t e = entry_; e < end_; ++e) {
-      const int begin = block(e) * size;
+    for (int ahead = 0; ahead < left_; ++ahead) {
+      const std::int64_t e = entry_ + ahead;
+      const int begin = block(lines, e) * size;
       if (begin >= last) break;
       if (begin + size <= first) continue;
       const int low = (max(begin, first) - first) / kGranule;
       const int high = (min(begin + size, first + kInnerTile) - first) / kGranule;
       listed |= (high >= 32 ? ~0u : (1u << high) - 1) & ~((1u << low) - 1);
-      if (begin <= uncovered && full(e)) uncovered = begin + size;
+      if (begin <= uncovered && full(lines, e)) uncovered = begin + size;
     }
-    visit.full = __all_sync(~0u, !follows_ || uncovered >= last);
+    visit.full = __reduce_min_sync(~0u, left_ < 0 || uncovered >= last ? 1 : 0);
     visit.listed = __reduce_or_sync(~0u, listed);
     at_ = first + kInnerTile;
     return true;
@@ -123,20 +106,20 @@ class BlockWalk {
   __device__ std::int64_t bounded(std::int64_t entry) const {
     return min(max(entry, static_cast<std::int64_t>(0)), p_->block_mask.entries);
   }
-  __device__ int block(std::int64_t entry) const {
-    return clamp_to(lines_.blocks[entry], 0, lines_.lines_blocks);
+  __device__ static int block(const MaskLines& lines, std::int64_t entry) {
+    return clamp_to(lines.blocks[entry], 0, lines.lines_blocks);
   }
-  __device__ bool full(std::int64_t entry) const {
-    if (lines_.entries != nullptr) entry = bounded(lines_.entries[entry]);
+  __device__ bool full(const MaskLines& lines, std::int64_t entry) const {
+    if (p_->block_mask.partial_blocks == 0) return true;
+    if (lines.entries != nullptr) entry = bounded(lines.entries[entry]);
     return p_->block_mask.bits_index[entry] < 0;
   }
 
   const Parameters* p_;
-  Range range_;
-  int at_;
-  MaskLines lines_{};
-  bool follows_ = false;
-  std::int64_t entry_ = 0, end_ = 0;
+  int b_, h_;
+  int at_, range_end_;
+  std::int64_t entry_ = 0;  ///< The first of the lane's line that ends behind at_.
+  int left_ = -1;           ///< Entries from there to the end of the line; −1: no line.
 };
 
 /// What the block mask says of one granule: 16 × 16 elements whose first indices are multiples of

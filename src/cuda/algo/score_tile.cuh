@@ -2,14 +2,16 @@
 // mma accumulators (ptx/mma.cuh): 16 · kRowTiles rows of queries, 8 · kColumnTiles keys.
 // score.cuh has the same for single elements.
 //
-// In the lane with g = lane / 4, t = lane % 4, element s[r][n][2 · half + e] is that of query
-// row0 + 16 r + 8 half + g and key j0 + 8 n + 2 t + e.
+// Warps lie one below the other. In the lane with g = lane / 4, t = lane % 4, element
+// s[r][n][2 · half + e] is that of query row0 + 16 · kRowTiles · warp + 16 r + 8 half + g and key
+// j0 + 8 n + 2 t + e.
 #pragma once
 
 #include "cuda/algo/block_walk.cuh"
 #include "cuda/algo/philox.cuh"
 #include "cuda/algo/score.cuh"
 #include "cuda/ptx/mma.cuh"
+#include "cuda/ptx/opaque.cuh"
 
 namespace tessera::cuda {
 
@@ -56,18 +58,19 @@ class ScoreTile {
   using Scores = float[kRowTiles][kColumnTiles][4];
   using Weights = std::uint32_t[kRowTiles][kColumnTiles / 2][4];
 
-  /// `row0`: the warp's first query within the sequence.
+  /// `row0`: the block's first query within the sequence.
   __device__ ScoreTile(const Parameters& p, const Sequence& sequence, int b, int h, int row0)
       : p_(p), sequence_(sequence), b_(b), h_(h), row0_(row0) {}
 
   /// −inf where causal mask, window and used length hide the key.
   __device__ __forceinline__ void mask_positions(Scores& s, int j0) const {
+    const Lane lane;
 #pragma unroll
     for (int r = 0; r < kRowTiles; ++r) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const int position = row(r, half) + sequence_.shift;
-        const int column0 = j0 + 2 * t();
+        const int position = row(lane, r, half) + sequence_.shift;
+        const int column0 = j0 + 2 * lane.t;
         const int first = position - p_.window_left - column0;
         const int last = min(sequence_.kv_len, position + p_.window_right + 1) - column0;
         const auto width = static_cast<unsigned>(max(last - first, 0));
@@ -111,8 +114,9 @@ class ScoreTile {
     }
     if (p_.alibi_slopes != nullptr) {
       const float slope = p_.alibi_slopes[b_ * p_.alibi_stride_b + h_] * kLog2e;
+      const Lane lane;
       for_each(s, [&](float& x, int r, int half, int column) {
-        const int distance = row(r, half) + sequence_.shift - j0 - 2 * t() - column;
+        const int distance = row(lane, r, half) + sequence_.shift - j0 - 2 * lane.t - column;
         x -= slope * static_cast<float>(abs(distance));
       });
     }
@@ -126,19 +130,26 @@ class ScoreTile {
   /// −inf where the block mask has no element. Lane l reads the bits of the warp's row l.
   __device__ __forceinline__ void mask_blocks(Scores& s, int j0) const {
     static_assert(kColumnTiles <= 8, "a row's bits are one 64-bit word");
-    const int lane = static_cast<int>(threadIdx.x % kWarpSize);
-    const int i = min(row0_ + lane % (16 * kRowTiles), sequence_.q_len - 1);
+    const Lane lane;
+    const int in_warp = (4 * lane.g + lane.t) % (16 * kRowTiles);
+    const int i = min(row(lane, 0, 0) - lane.g + in_warp, sequence_.q_len - 1);
     const std::uint64_t bits = block_mask_bits(p_, b_, h_, i, j0, 8 * kColumnTiles);
 #pragma unroll
     for (int r = 0; r < kRowTiles; ++r) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const std::uint64_t own = __shfl_sync(~0u, bits, 16 * r + 8 * half + g()) >> (2 * t());
 #pragma unroll
-        for (int n = 0; n < kColumnTiles; ++n) {
+        for (int word = 0; word < kColumnTiles; word += 4) {  // four column tiles each
+          const std::uint32_t own = __shfl_sync(~0u, static_cast<unsigned>(bits >> (8 * word)),
+                                                16 * r + 8 * half + lane.g) >>
+                                    (2 * lane.t);
 #pragma unroll
-          for (int e = 0; e < 2; ++e) {
-            if ((own >> (8 * n + e) & 1) == 0) s[r][n][2 * half + e] = minus_infinity();
+          for (int n = word; n < word + 4 && n < kColumnTiles; ++n) {
+#pragma unroll
+            for (int e = 0; e < 2; ++e) {
+              const bool listed = (own >> (8 * (n - word) + e) & 1) != 0;
+              if (!listed) s[r][n][2 * half + e] = minus_infinity();
+            }
           }
         }
       }
@@ -149,13 +160,15 @@ class ScoreTile {
   /// lanes hold: the even one draws for row g, the odd one for row g + 8, then they exchange.
   __device__ __forceinline__ void drop(Weights& weights, int j0) const {
     static_assert(kColumnTiles <= 8, "the bits of a row tile are one 32-bit word");
-    const int odd = t() % 2;
+    const Lane lane;
+    const int odd = lane.t % 2;
 #pragma unroll
     for (int r = 0; r < kRowTiles; ++r) {
       unsigned drawn = 0;  // 4 bits for each column tile
 #pragma unroll 1
       for (int n = 0; n < kColumnTiles; ++n) {
-        const uint4 words = dropout_words(p_, b_, h_, row(r, odd), (j0 + 8 * n) / 4 + t() / 2);
+        const uint4 words =
+            dropout_words(p_, b_, h_, row(lane, r, odd), (j0 + 8 * n) / 4 + lane.t / 2);
         const unsigned threshold = p_.dropout_threshold;
         const unsigned kept = (words.x >= threshold ? 1u : 0) | (words.y >= threshold ? 2u : 0) |
                               (words.z >= threshold ? 4u : 0) | (words.w >= threshold ? 8u : 0);
@@ -177,10 +190,20 @@ class ScoreTile {
   }
 
  private:
-  __device__ static int g() { return static_cast<int>(threadIdx.x % kWarpSize) / 4; }
-  __device__ static int t() { return static_cast<int>(threadIdx.x % 4); }
-  __device__ __forceinline__ int row(int r, int half) const {
-    return row0_ + 16 * r + 8 * half + g();
+  /// Computed anew wherever it is needed: most tiles need none of it, and registers are short.
+  struct Lane {
+    int warp, g, t;
+    __device__ __forceinline__ Lane() {
+      unsigned thread = threadIdx.x;
+      ptx::make_opaque(thread);
+      warp = static_cast<int>(thread / kWarpSize);
+      g = static_cast<int>(thread % kWarpSize / 4);
+      t = static_cast<int>(thread % 4);
+    }
+  };
+
+  __device__ __forceinline__ int row(const Lane& lane, int r, int half) const {
+    return row0_ + 16 * kRowTiles * lane.warp + 16 * r + 8 * half + lane.g;
   }
 
   /// visit(element, r, half, column), the column counted from this thread's first.
@@ -200,18 +223,20 @@ class ScoreTile {
   template <typename Element, typename Visit>
   __device__ __forceinline__ void for_each_element(Scores& s, const ScoreTensor& tensor, int j0,
                                                    Visit visit) const {
+    const Lane lane;
     const auto* plane =
         static_cast<const Element*>(tensor.data) + b_ * tensor.stride_b + h_ * tensor.stride_h;
 #pragma unroll
     for (int r = 0; r < kRowTiles; ++r) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const Element* elements = plane + min(row(r, half), sequence_.q_len - 1) * tensor.stride_i;
+        const Element* elements =
+            plane + min(row(lane, r, half), sequence_.q_len - 1) * tensor.stride_i;
 #pragma unroll
         for (int n = 0; n < kColumnTiles; ++n) {
 #pragma unroll
           for (int e = 0; e < 2; ++e) {
-            const int j = min(j0 + 8 * n + 2 * t() + e, sequence_.kv_len - 1);
+            const int j = min(j0 + 8 * n + 2 * lane.t + e, sequence_.kv_len - 1);
             visit(s[r][n][2 * half + e], elements[j]);
           }
         }

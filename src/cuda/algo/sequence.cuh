@@ -120,6 +120,13 @@ __device__ __forceinline__ Range visible_keys(const Parameters& p, const Sequenc
   return keys;
 }
 
+/// Keys that every one of queries [begin, end) sees.
+__device__ __forceinline__ Range common_keys(const Parameters& p, const Sequence& s, int begin,
+                                             int end) {
+  return {max(0, end - 1 + s.shift - p.window_left),
+          min(s.kv_len, begin + s.shift + p.window_right + 1)};
+}
+
 /// Used queries that see any of keys [begin, end).
 __device__ __forceinline__ Range seeing_queries(const Parameters& p, const Sequence& s, int begin,
                                                 int end) {

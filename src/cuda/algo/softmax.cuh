@@ -4,10 +4,14 @@
 // The weights of a tile of scores s are p = 2^(factor · s − m), where m is a *reference* of the
 // row: any number near its running maximum serves, since it cancels in Σ p v / Σ p. So m is not
 // raised with every new maximum but only when a weight could grow too large for the 16-bit operand
-// of the second product: when a thread's part of a row sum passes kTrust. On ordinary scores that
-// happens in the first tile alone; all others need neither a maximum, nor an exchange between
-// lanes, nor the rescaling of the accumulator. (FlashAttention-4 skips the rescaling by a bound on
-// the maximum; here the sums, which are needed anyway, are the bound.)
+// of the second product. On ordinary scores that happens in the first tile alone; all others need
+// neither an exchange between lanes nor the rescaling of the accumulator. (FlashAttention-4 skips
+// the rescaling by a bound on the maximum.)
+//
+// With several row tiles the weights are computed first and the thread's part of their sum, which
+// is needed anyway, is the test: no maximum either. With one row tile the thread's maximum is the
+// test, in front of the exponentials, which then stand in one block with the second product and
+// hide the latency of its operands.
 #pragma once
 
 #include "cuda/algo/score.cuh"
@@ -18,8 +22,10 @@ namespace tessera::cuda {
 template <typename T, int kRowTiles>
 class OnlineSoftmax {
  public:
-  /// Weights stay below it: far inside f16's 65504. Sums in f32 lose nothing.
+  /// What a thread's part of a tile's row sum may reach, or its largest weight: far inside f16's
+  /// 65504. Sums in f32 lose nothing.
   static constexpr float kTrust = 256.0f;
+  static constexpr float kTrustLog2 = 8.0f;
   /// The reference of a row that has no score yet. Finite, so that −inf − m is −inf and no
   /// masked score ever gives a NaN; so low that any score of an untouched row passes kTrust.
   static constexpr float kUntouched = -1e38f;
@@ -46,10 +52,21 @@ class OnlineSoftmax {
 #pragma unroll
     for (int r = 0; r < kRowTiles; ++r) {
       float sum[2];
-      exponentiate(r, s[r], p[r], sum);
-      if (!__all_sync(~0u, fmaxf(sum[0], sum[1]) <= kTrust)) {
-        raise(r, s[r], rescale);
+      if constexpr (kRowTiles == 1) {
+        float top[2];
+        maxima(s[r], top);
+        const bool trusted =
+            top[0] * factor_ <= m_[r][0] + kTrustLog2 && top[1] * factor_ <= m_[r][1] + kTrustLog2;
+        if (!__all_sync(~0u, trusted)) raise(r, top, rescale);
         exponentiate(r, s[r], p[r], sum);
+      } else {
+        exponentiate(r, s[r], p[r], sum);
+        if (!__all_sync(~0u, fmaxf(sum[0], sum[1]) <= kTrust)) {
+          float top[2];
+          maxima(s[r], top);
+          raise(r, top, rescale);
+          exponentiate(r, s[r], p[r], sum);
+        }
       }
       l_[r][0] += sum[0];
       l_[r][1] += sum[1];
@@ -99,16 +116,26 @@ class OnlineSoftmax {
     }
   }
 
-  /// Raises the references of row tile r to their maxima.
-  template <int kColumnTiles, typename Rescale>
-  __device__ __forceinline__ void raise(int r, const float (&s)[kColumnTiles][4], Rescale rescale) {
+  /// This thread's largest scores of both rows.
+  template <int kColumnTiles>
+  __device__ __forceinline__ static void maxima(const float (&s)[kColumnTiles][4],
+                                                float (&top)[2]) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      float highest = minus_infinity();
+      top[half] = minus_infinity();
 #pragma unroll
       for (int n = 0; n < kColumnTiles; ++n) {
-        highest = fmaxf(highest, fmaxf(s[n][2 * half], s[n][2 * half + 1]));
+        top[half] = fmaxf(top[half], fmaxf(s[n][2 * half], s[n][2 * half + 1]));
       }
+    }
+  }
+
+  /// Raises the references of row tile r to their maxima; `top`: this thread's.
+  template <typename Rescale>
+  __device__ __forceinline__ void raise(int r, const float (&top)[2], Rescale rescale) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float highest = top[half];
       highest = fmaxf(highest, __shfl_xor_sync(~0u, highest, 1));
       highest = fmaxf(highest, __shfl_xor_sync(~0u, highest, 2));
       const float m = fmaxf(m_[r][half], highest * factor_);
