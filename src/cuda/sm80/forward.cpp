@@ -12,8 +12,8 @@ namespace {
 constexpr int kLargestHeadDim = 256;
 
 bool wants_extras(const Problem& problem) {
-  return problem.block_mask || problem.softcap > 0 || problem.bias || problem.alibi ||
-         problem.mask || problem.sink || problem.dropout_p > 0 || !(problem.scale > 0);
+  return problem.softcap > 0 || problem.bias || problem.alibi || problem.mask || problem.sink ||
+         problem.dropout_p > 0 || !(problem.scale > 0);
 }
 
 /// The first variant that takes the problem: head dims ascend.

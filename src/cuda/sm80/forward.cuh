@@ -32,6 +32,7 @@
 #include "cuda/algo/sequence.cuh"
 #include "cuda/algo/softmax.cuh"
 #include "cuda/ptx/mma.cuh"
+#include "cuda/ptx/opaque.cuh"
 #include "cuda/ptx/shared.cuh"
 #include "cuda/sm80/forward.hpp"
 #include "cuda/tile/products.cuh"
@@ -66,7 +67,6 @@ struct ForwardTraits {
   using OTile = SharedTile<T, C.tile_m, C.head_dim_v>;
   static_assert(OTile::kBytes <= QTile::kBytes && OTile::kPanel == QTile::kPanel,
                 "O takes the place of Q, row by row");
-  using Walk = std::conditional_t<C.extras, BlockWalk<Side::queries, C.tile_n>, TileWalk<C.tile_n>>;
 };
 
 /// Head h and tile of a block: heads of one key head side by side, then tiles, then key heads.
@@ -77,6 +77,19 @@ __device__ inline bool locate_block(const Parameters& p, TileIndex& tile) {
   const int tiles = static_cast<int>(gridDim.x) / p.heads_q;
   tile.h = rest / tiles * p.group + in_group;
   return locate_tile<Side::queries>(p, rest % tiles, C.tile_m, tile);
+}
+
+/// What is the same in all lanes, said so: the compiler then keeps it in uniform registers.
+__device__ __forceinline__ int uniform(int x) { return __reduce_max_sync(~0u, x); }
+__device__ __forceinline__ Sequence uniform(const Sequence& s) {
+  return {uniform(s.q_begin), uniform(s.kv_begin), uniform(s.q_rows), uniform(s.kv_rows),
+          uniform(s.q_len),   uniform(s.kv_len),   uniform(s.shift)};
+}
+__device__ __forceinline__ Range uniform(const Range& r) {
+  return {uniform(r.begin), uniform(r.end)};
+}
+__device__ __forceinline__ Visit uniform(const Visit& v) {
+  return {uniform(v.begin), v.listed, uniform(v.full)};
 }
 
 /// The work of one block on one tile of rows.
@@ -91,38 +104,52 @@ class ForwardTile {
  public:
   __device__ ForwardTile(const Parameters& p, const TileIndex& tile, std::uint32_t shared)
       : p_(p),
-        tile_(tile),
-        sequence_(sequence_of(p, tile.b)),
-        rows_{tile.begin, min(tile.begin + C.tile_m, sequence_.q_len)},
+        tile_{uniform(tile.b), uniform(tile.h), uniform(tile.begin)},
+        sequence_(uniform(sequence_of(p, tile.b))),
+        rows_(uniform(Range{tile_.begin, min(tile_.begin + C.tile_m, sequence_.q_len)})),
         q_{shared},
         k_{shared + Traits::QTile::kBytes},
         v_{k_.base + C.stages * Traits::KTile::kBytes},
-        warp_row_(static_cast<int>(threadIdx.x / kWarpSize) * 16 * kRowTiles),
-        rules_(p, sequence_, tile.b, tile.h, tile.begin + warp_row_),
+        h_kv_(uniform(tile.h / p.group)),
+        warp_row_(uniform(static_cast<int>(threadIdx.x / kWarpSize)) * 16 * kRowTiles),
+        rules_(p, sequence_, tile_.b, tile_.h, tile_.begin),
         scored_(C.extras && Rules::needed(p)),
         softmax_(scored_ ? 1.0f : p.scale * kLog2e) {}
 
   __device__ void run() {
     Range keys{0, 0};
-    if (!rows_.empty()) keys = visible_keys(p_, sequence_, rows_.begin, rows_.end);
-    typename Traits::Walk walk(p_, tile_.b, tile_.h, rows_, keys);
-    Visit visit;
-    bool more = walk.next(visit);
-    if (more) {
-      load_q();
-      load_kv(visit, 0);
+    if (!rows_.empty()) keys = uniform(visible_keys(p_, sequence_, rows_.begin, rows_.end));
+    BlockWalk<Side::queries, C.tile_n> walk(p_, tile_.b, tile_.h, rows_, keys);
+    // A warp leaves out tiles that its own rows do not see, and tests those that they see in part.
+    const int warp_begin = rows_.begin + warp_row_;
+    const int warp_end = min(warp_begin + 16 * kRowTiles, rows_.end);
+    Range seen{0, 0}, whole{0, 0};
+    if (warp_begin < warp_end) {
+      seen = visible_keys(p_, sequence_, warp_begin, warp_end);
+      whole = common_keys(p_, sequence_, warp_begin, warp_end);
     }
-    for (int stage = 0; more; stage = (stage + 1) % C.stages) {
-      const Visit now = visit;
-      more = walk.next(visit);
-      ptx::cp_async_wait<0>();
-      __syncthreads();
-      if (more) load_kv(visit, (stage + 1) % C.stages);
-      const Range columns{now.begin, now.begin + C.tile_n};
-      if (now.full && all_visible(p_, sequence_, rows_, columns)) {
-        attend</*kMasked=*/false>(now, stage);
+    seen = uniform(seen);
+    whole = uniform(whole);
+    // Step −1 has nothing to compute yet: the first copies start in the loop like all others, which
+    // keeps the code short. Blocks of short sequences run it from a cold instruction cache.
+    if (!keys.empty()) load_q();
+    Visit now, next;
+    bool more = true;
+    for (int step = -1; more; ++step) {
+      now = next;
+      more = walk.next(next);
+      next = uniform(next);
+      if (step >= 0) {
+        ptx::cp_async_wait<0>();
+        __syncthreads();
+      }
+      if (more) load_kv(next, (step + 1) % C.stages);
+      if (step < 0 || now.begin + C.tile_n <= seen.begin || now.begin >= seen.end) continue;
+      const bool positions = now.begin < whole.begin || now.begin + C.tile_n > whole.end;
+      if (now.full != 0 && !positions) {
+        attend</*kMasked=*/false>(now.begin, false, step % C.stages);
       } else {
-        attend</*kMasked=*/true>(now, stage);
+        attend</*kMasked=*/true>(now.begin, positions, step % C.stages);
       }
     }
     finish();
@@ -135,29 +162,27 @@ class ForwardTile {
   }
 
   __device__ __forceinline__ void load_kv(const Visit& visit, int stage) {
-    const int h = tile_.h / p_.group;
-    const T* k = row_of<const T>(p_.k, tile_.b, h, sequence_.kv_begin);
-    const T* v = row_of<const T>(p_.v, tile_.b, h, sequence_.kv_begin);
-    const unsigned listed = C.extras ? visit.listed : ~0u;
+    const T* k = row_of<const T>(p_.k, tile_.b, h_kv_, sequence_.kv_begin);
+    const T* v = row_of<const T>(p_.v, tile_.b, h_kv_, sequence_.kv_begin);
     load_tile<kThreads>(k_stage(stage), k, p_.k.stride_s, p_.k.vectors, visit.begin,
-                        sequence_.kv_len, p_.head_dim, listed);
+                        sequence_.kv_len, p_.head_dim, visit.listed);
     load_tile<kThreads>(v_stage(stage), v, p_.v.stride_s, p_.v.vectors, visit.begin,
-                        sequence_.kv_len, p_.head_dim_v, listed);
+                        sequence_.kv_len, p_.head_dim_v, visit.listed);
     ptx::cp_async_commit();
   }
 
+  /// The key tile from `begin` on. kMasked: some elements do not count; `positions`: because of
+  /// where they lie.
   template <bool kMasked>
-  __device__ __forceinline__ void attend(const Visit& visit, int stage) {
+  __device__ __forceinline__ void attend(int begin, bool positions, int stage) {
     typename Rules::Scores s = {};
     multiply_rows<T>(s, q_, warp_row_, k_stage(stage), 0);
     if constexpr (C.extras) {
-      if (scored_) rules_.score(s, visit.begin);
+      if (scored_) rules_.score(s, begin);
     }
     if constexpr (kMasked) {
-      if constexpr (C.extras) {
-        if (!visit.full) rules_.mask_blocks(s, visit.begin);
-      }
-      rules_.mask_positions(s, visit.begin);
+      if (p_.block_mask.row_offsets != nullptr) rules_.mask_blocks(s, begin);
+      if (positions) rules_.mask_positions(s, begin);
     }
     typename Rules::Weights weights;
     softmax_.weigh(s, weights, [this](int r, int half, float by) {
@@ -168,14 +193,19 @@ class ForwardTile {
       }
     });
     if constexpr (C.extras) {
-      if (p_.dropout_threshold != 0) rules_.drop(weights, visit.begin);
+      if (p_.dropout_threshold != 0) rules_.drop(weights, begin);
     }
     multiply_registers<T>(o_, weights, v_stage(stage), 0, 0);
   }
 
   /// Divides by the row sums and stores o and lse of every row that exists.
   __device__ __forceinline__ void finish() {
-    const int lane = static_cast<int>(threadIdx.x % kWarpSize);
+    unsigned thread = threadIdx.x;
+    int b = tile_.b;
+    ptx::make_opaque(thread);  // so that none of this takes registers before
+    ptx::make_opaque(b);
+    const Sequence sequence = sequence_of(p_, b);
+    const int lane = static_cast<int>(thread % kWarpSize);
     const float sink = C.extras && p_.sink != nullptr ? p_.sink[tile_.h] : minus_infinity();
     const typename Traits::OTile o_tile{q_.base};
     __syncwarp();  // all lanes have read Q
@@ -188,8 +218,8 @@ class ForwardTile {
         auto [scale, lse] = softmax_.finish(r, half, sink);
         const bool used = i < rows_.end;
         if (!used) lse = minus_infinity();
-        if (p_.lse.data != nullptr && lane % 4 == 0 && i < sequence_.q_rows) {
-          *scalar_of(p_.lse, tile_.b, tile_.h, sequence_.q_begin + i) = lse;
+        if (p_.lse.data != nullptr && lane % 4 == 0 && i < sequence.q_rows) {
+          *scalar_of(p_.lse, tile_.b, tile_.h, sequence.q_begin + i) = lse;
         }
         if constexpr (C.extras) scale *= p_.keep_scale;
 #pragma unroll
@@ -201,9 +231,9 @@ class ForwardTile {
       }
     }
     __syncwarp();
-    T* o = row_of<T>(p_.o, tile_.b, tile_.h, sequence_.q_begin);
+    T* o = row_of<T>(p_.o, tile_.b, tile_.h, sequence.q_begin);
     store_rows<16 * kRowTiles>(o_tile, warp_row_, o, p_.o.stride_s, p_.o.vectors, tile_.begin,
-                               sequence_.q_rows, p_.head_dim_v);
+                               sequence.q_rows, p_.head_dim_v);
   }
 
   __device__ __forceinline__ typename Traits::KTile k_stage(int stage) const {
@@ -220,6 +250,7 @@ class ForwardTile {
   const typename Traits::QTile q_;
   const typename Traits::KTile k_;  ///< Stage 0.
   const typename Traits::VTile v_;
+  const int h_kv_;
   const int warp_row_;  ///< The warp's first row within the tile.
   const Rules rules_;
   const bool scored_;  ///< Scores take more than a scale.
@@ -227,8 +258,18 @@ class ForwardTile {
   float o_[kRowTiles][Traits::kOutTiles][4] = {};
 };
 
+/// Chips before Hopper spill under the tightest bound, and most have room for two blocks only.
+template <ForwardConfig C>
+constexpr int resident_blocks() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+  return C.blocks < 2 ? C.blocks : 2;
+#else
+  return C.blocks;
+#endif
+}
+
 template <typename C>
-__global__ void __launch_bounds__(ForwardTraits<C::value>::kThreads, C::value.blocks)
+__global__ void __launch_bounds__(ForwardTraits<C::value>::kThreads, resident_blocks<C::value>())
     forward(const __grid_constant__ Parameters p) {
   extern __shared__ __align__(128) std::byte shared[];
   TileIndex tile;

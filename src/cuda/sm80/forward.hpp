@@ -21,7 +21,7 @@ struct ForwardConfig {
   int warps;
   int stages;   ///< Key tiles in shared memory.
   int blocks;   ///< Blocks that registers leave room for on a multiprocessor.
-  bool extras;  ///< Block mask, softcap, bias, ALiBi, mask, sink, dropout, scale ≤ 0.
+  bool extras;  ///< Softcap, bias, ALiBi, boolean mask, sink, dropout, scale ≤ 0.
 
   constexpr std::size_t shared_bytes() const {
     return 2 * (tile_m * head_dim + stages * tile_n * (head_dim + head_dim_v));
