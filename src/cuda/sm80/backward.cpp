@@ -15,8 +15,8 @@ constexpr int kLargestHeadDim = 256;
 constexpr std::size_t kAlignment = 64;
 
 bool wants_extras(const Problem& problem) {
-  return problem.block_mask || problem.softcap > 0 || problem.bias || problem.alibi ||
-         problem.mask || problem.dropout_p > 0;
+  return problem.softcap > 0 || problem.bias || problem.alibi || problem.mask ||
+         problem.dropout_p > 0 || !(problem.scale > 0);
 }
 
 /// The first variant that takes the problem: head dims ascend.
@@ -27,8 +27,7 @@ const BackwardVariant* choose(const Problem& problem) {
     for (const BackwardVariant& variant : variants) {
       const BackwardConfig& c = variant.config;
       if (c.dtype == problem.dtype && c.extras == wants_extras(problem) &&
-          std::max(problem.head_dim, problem.head_dim_v) <= c.head_dim &&
-          static_cast<int>(c.shared_bytes()) <= shared_bytes) {
+          std::max(problem.head_dim, problem.head_dim_v) <= c.head_dim && c.suits(shared_bytes)) {
         return &variant;
       }
     }

@@ -13,15 +13,21 @@
 //   d_q  [queries × dims] = d_s K           warp: queries / 2 × dims / (warps / 2); added to f32
 //                                           accumulators in the workspace
 //
-// Schedule of one step. The stages hold Q and d_O, and d_s, of two steps:
-//   s, d_p, p, d_s; p and d_s to shared memory; d_v, d_k with the warp's own p, d_s as the operand
-//   in registers A  (the warps of the same keys) p, d_s of these warps are there d_v, d_k with the
-//   other warps' p, d_s B  (all warps) d_s of all warps is there; the next step's Q and d_O have
-//   arrived; nobody reads
-//      this step's Q, d_O and p, or d_s of the step before, any more
-//   cp.async of Q and d_O of the step after the next into this step's stage
-//   d_q, while the first warps go on to the next step
-// Where shared memory has room for one stage only, the next step's tiles are awaited after d_q.
+// Schedule of one step. A stage holds one step's Q, d_O and d_s; there are two.
+//   1. s, d_p, p, d_s; p and d_s to shared memory
+//   2. d_v, d_k with the warp's own p, d_s, which are operands in registers
+//   A. the warps of the same keys meet: their p, d_s are there
+//   3. d_v, d_k with the other warps' p, d_s
+//   B. all warps meet: d_s of all is there; the next step's Q and d_O have arrived; nobody reads
+//      this step's Q, d_O and p, nor the last step's d_s, any more
+//   4. cp.async of the step after the next into this stage
+//   5. d_q, while the first warps go on to the next step
+// With one stage (little shared memory) cp.async of the next step takes place of 4, and all warps
+// meet again after 5.
+//
+// L2 takes some 1.8 TB/s of f32 additions on an H200, 1 byte of d_q for 2.5 · keys operations. So
+// head dim 128 has 128 keys and one block on a multiprocessor, not 64 and two blocks, which hide
+// each other's barriers better.
 //
 // d_q. By default blocks add to the accumulators in any order: results differ between runs in the
 // last bits. With `deterministic` the blocks that visit a query tile take turns, the last key tile
@@ -38,10 +44,23 @@
 #include "cuda/ptx/reduce.cuh"
 #include "cuda/sm80/backward.hpp"
 #include "cuda/sm80/backward_scores.cuh"
+#include "cuda/sm80/backward_walk.cuh"
 #include "cuda/tile/products.cuh"
 #include "cuda/tile/shared_tile.cuh"
 
 namespace tessera::cuda::sm80 {
+
+/// Shared memory that a block may have on the chip that code is being generated for; 0 if that is
+/// not known (PTX, which later chips compile for themselves).
+#if __CUDA_ARCH__ == 800 || __CUDA_ARCH__ == 870
+inline constexpr int kChipSharedBytes = 163 * 1024;
+#elif __CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890
+inline constexpr int kChipSharedBytes = 99 * 1024;
+#elif defined(__CUDA_ARCH_FEAT_SM90_ALL)
+inline constexpr int kChipSharedBytes = 227 * 1024;
+#else
+inline constexpr int kChipSharedBytes = 0;
+#endif
 
 template <BackwardConfig C>
 struct BackwardTiles {
@@ -50,7 +69,9 @@ struct BackwardTiles {
   using Queries = SharedTile<T, C.queries, C.head_dim>;
   using Scores = SharedTile<T, C.keys, C.queries>;
 
-  static constexpr bool kExtras = C.extras;
+  /// Whether the kernel can be chosen on this chip; if not, its body is left out.
+  static constexpr bool kHasCode = kChipSharedBytes == 0 || C.suits(kChipSharedBytes);
+
   static constexpr int kWarps = C.warps_k * C.warps_q;
   static constexpr int kThreads = kWarps * kWarpSize;
   static constexpr bool kSharesWeights = C.warps_q > 1;  ///< p goes through shared memory.
@@ -74,7 +95,8 @@ struct BackwardTiles {
   static constexpr int kScoresAt = kQueriesAt + 2 * C.stages * Queries::kBytes;
   static constexpr int kWeightsAt = kScoresAt + C.stages * Scores::kBytes;
   static constexpr int kScalarsAt = kWeightsAt + (kSharesWeights ? Scores::kBytes : 0);
-  static constexpr int kSharedBytes = kScalarsAt + C.stages * kScalars * 4;
+  static constexpr int kWalkAt = kScalarsAt + C.stages * kScalars * 4;
+  static constexpr int kSharedBytes = kWalkAt + kQueryWalkBytes;
 
   static_assert(kSharedBytes == static_cast<int>(C.shared_bytes()));
   static_assert(C.stages == 1 || C.stages == 2);
@@ -90,44 +112,6 @@ __device__ __forceinline__ int query_tile(const Parameters& p, const Sequence& s
   if (p.varlen) return s.q_begin / rows + b + begin / rows;
   return b * ((p.seq_q + rows - 1) / rows) + begin / rows;
 }
-
-/// A query tile of one head.
-struct QueryStep {
-  int h = 0;
-  Visit visit;
-};
-
-/// The query tiles that a block visits: those of each head of the group, ascending.
-template <BackwardConfig C>
-class QueryWalk {
- public:
-  __device__ QueryWalk(const Parameters& p, int b, int h_kv, Range keys, Range queries)
-      : p_(p),
-        b_(b),
-        h_(h_kv * p.group),
-        h_end_(keys.empty() || queries.empty() ? h_ : h_ + p.group),
-        keys_(keys),
-        queries_(queries),
-        walk_(p, b, h_, keys, queries) {}
-
-  __device__ bool next(QueryStep& step) {
-    while (h_ < h_end_) {
-      step.h = h_;
-      if (walk_.next(step.visit)) return true;
-      ++h_;
-      if (h_ < h_end_) walk_ = Walk(p_, b_, h_, keys_, queries_);
-    }
-    return false;
-  }
-
- private:
-  using Walk = std::conditional_t<C.extras, BlockWalk<Side::keys, C.queries>, TileWalk<C.queries>>;
-
-  const Parameters& p_;
-  int b_, h_, h_end_;
-  Range keys_, queries_;
-  Walk walk_;
-};
 
 /// What is the same for a whole warp, said so that the compiler can see it: it then keeps it in a
 /// uniform register.
@@ -157,7 +141,7 @@ template <BackwardConfig C>
 __device__ inline int turn_of(const Parameters& p, const Sequence& sequence, int b, int h, int i0,
                               Range keys) {
   const Range queries{i0, min(i0 + C.queries, sequence.q_len)};
-  if (C.extras && p.block_mask.row_offsets != nullptr) {
+  if (p.block_mask.row_offsets != nullptr) {
     BlockWalk<Side::queries, C.keys> behind(p, b, h, queries,
                                             Range{keys.begin + C.keys, sequence.kv_len});
     int turn = 0;
@@ -206,20 +190,24 @@ __global__ void __launch_bounds__(BackwardTiles<ConfigOf::value>::kThreads, Conf
                   const __grid_constant__ QueryAccumulators accumulators, int tiles) {
   constexpr BackwardConfig C = ConfigOf::value;
   using S = BackwardTiles<C>;
+  if constexpr (!S::kHasCode) return;
   using T = typename S::T;
   extern __shared__ __align__(128) unsigned char shared[];
 
+  // Heads one after another share what they read in L2. With a block mask some key tiles may have
+  // far more work than the others, so those that come first in their head start first.
   TileIndex tile;
   const int number = block_number(accumulators, shared);
-  tile.h = number / tiles;
-  if (!locate_tile<Side::keys>(p, number % tiles, C.keys, tile)) return;
+  const bool is_listed = p.block_mask.row_offsets != nullptr;
+  tile.h = is_listed ? number % p.heads_kv : number / tiles;
+  const int place = is_listed ? number / p.heads_kv : number % tiles;
+  if (!locate_tile<Side::keys>(p, place, C.keys, tile)) return;
   const int b = uniform(tile.b), h_kv = uniform(tile.h), j0 = uniform(tile.begin);
   const Sequence sequence = uniform(sequence_of(p, b));
   const bool in_turns = accumulators.turns != nullptr;
 
   const int thread = static_cast<int>(threadIdx.x);
   const int warp = uniform(thread / kWarpSize);
-  const int lane = thread % kWarpSize;
   const int warp_key = warp / C.warps_q * S::kWarpKeys;
   const int warp_query = warp % C.warps_q * S::kWarpQueries;
   const int warp_dims = warp % C.warps_q * S::kWarpDims / 16;
@@ -241,17 +229,14 @@ __global__ void __launch_bounds__(BackwardTiles<ConfigOf::value>::kThreads, Conf
   const Range keys{j0, min(j0 + C.keys, sequence.kv_len)};
   Range queries;
   if (!keys.empty()) queries = seeing_queries(p, sequence, keys.begin, keys.end);
-  if (C.extras && in_turns && p.block_mask.row_offsets != nullptr) {
+  if (in_turns && is_listed && !keys.empty()) {
     queries = {0, sequence.q_len};  // what turn_of counts with
   }
 
   const auto load_keys = [&] {
-    unsigned listed = ~0u;
-    if constexpr (S::kExtras) {
-      listed = 0;
-      for (int h = h_kv * p.group; h < (h_kv + 1) * p.group; ++h) {
-        listed |= listed_granules<Side::keys>(p, b, h, keys);
-      }
+    unsigned listed = 0;
+    for (int h = h_kv * p.group; h < (h_kv + 1) * p.group; ++h) {
+      listed |= listed_granules<Side::keys>(p, b, h, keys);
     }
     load_tile<S::kThreads>(k, row_of<T>(p.k, b, h_kv, sequence.kv_begin), p.k.stride_s, p.k.vectors,
                            j0, sequence.kv_len, p.head_dim, listed);
@@ -259,7 +244,7 @@ __global__ void __launch_bounds__(BackwardTiles<ConfigOf::value>::kThreads, Conf
                            j0, sequence.kv_len, p.head_dim_v, listed);
   };
   const auto load_queries = [&](const QueryStep& step, int stage) {
-    const unsigned listed = S::kExtras ? step.visit.listed : ~0u;
+    const unsigned listed = step.visit.listed;
     load_tile<S::kThreads>(q_tile(stage), row_of<T>(p.q, b, step.h, sequence.q_begin), p.q.stride_s,
                            p.q.vectors, step.visit.begin, sequence.q_len, p.head_dim, listed);
     load_tile<S::kThreads>(d_o_tile(stage), row_of<T>(g.d_o, b, step.h, sequence.q_begin),
@@ -282,31 +267,34 @@ __global__ void __launch_bounds__(BackwardTiles<ConfigOf::value>::kThreads, Conf
 
   float d_k[S::kWarpKeys / 16][S::kWarpDims / 8][4] = {};
   float d_v[S::kWarpKeys / 16][S::kWarpDims / 8][4] = {};
-  QueryWalk<C> walk(p, b, h_kv, keys, queries);
-  QueryStep step, next;  // `next` is on its way while `step` is computed, with two stages
-  bool has_step = walk.next(step);
-  bool has_next = C.stages > 1 && walk.next(next);
-  if (has_step) {
-    load_keys();
+  if (!queries.empty()) load_keys();
+  auto& walk = *reinterpret_cast<QueryWalk<C>*>(shared + S::kWalkAt);
+  static_assert(sizeof(walk) <= kQueryWalkBytes);
+  if (warp == 0) {
+    walk.start(p, b, h_kv, keys, queries);
+    if (C.stages > 1) walk.find(p, b, h_kv, keys, queries, 1);
+  }
+  __syncthreads();
+  QueryStep step = walk.at(0);
+  if (step.exists) {
     load_queries(step, 0);
     keep_scalar(0, read_scalar(step));
   }
   ptx::cp_async_commit();
-  if (has_next) {
-    load_queries(next, 1);
-    keep_scalar(1, read_scalar(next));
+  if (C.stages > 1 && walk.at(1).exists) {
+    load_queries(walk.at(1), 1);
+    keep_scalar(1, read_scalar(walk.at(1)));
   }
   ptx::cp_async_commit();
   ptx::cp_async_wait<1>();
   __syncthreads();
-  const bool plain = p.softcap <= 0 && p.bias.data == nullptr && p.alibi_slopes == nullptr &&
-                     p.mask.data == nullptr && p.dropout_threshold == 0;
-  for (int stage = 0; has_step; stage = (stage + 1) % C.stages) {
+  for (int number = 0; step.exists; step = walk.at(++number)) {
+    const int stage = number % C.stages;
+    if (warp == 0) walk.find(p, b, h_kv, keys, queries, number + C.stages);
     const typename S::Queries q = q_tile(stage), d_o = d_o_tile(stage);
     const typename S::Scores d_s = d_s_tile(stage);
     const int i0 = step.visit.begin;
-    const bool interior = all_visible(p, sequence, {i0, i0 + C.queries}, {j0, j0 + C.keys}) &&
-                          (!C.extras || (plain && step.visit.full));
+    const bool in_sight = all_visible(p, sequence, {i0, i0 + C.queries}, {j0, j0 + C.keys});
 #pragma unroll 1
     for (int part = 0; part < S::kWarpQueries; part += C.warp_queries) {
       const int row = warp_query + part;
@@ -315,18 +303,19 @@ __global__ void __launch_bounds__(BackwardTiles<ConfigOf::value>::kThreads, Conf
       multiply_rows<T>(s, k, warp_key, q, row);
       multiply_rows<T>(d_p, v, warp_key, d_o, row);
 
-      ScoreOperands<S::kWarpKeys / 16, C.warp_queries / 8> operands;
       const float* lse = scalars + stage * S::kScalars + row;
-      const QueryScalars row_scalars{lse, lse + C.queries};
-      const ScorePosition at{j0 + warp_key + lane / 4, i0 + row + lane % 4 * 2};
-      if (interior) {
-        differentiate_all<T>(p, s, d_p, row_scalars, operands);
-      } else if constexpr (C.extras) {
-        differentiate_any<T>(p, sequence, b, step.h, step.visit.full, at, s, d_p, row_scalars,
-                             operands);
+      const ScorePart<T, S::kWarpKeys / 16, C.warp_queries / 8> scores(
+          p, sequence, b, step.h, j0 + warp_key, i0 + row, {lse, lse + C.queries});
+      unsigned kept = ~0u;
+      if constexpr (C.extras) {
+        kept = scores.apply_extras(s, d_p);
       } else {
-        differentiate_visible<T>(p, sequence, at, s, d_p, row_scalars, operands);
+        scores.subtract_delta(d_p);
       }
+      if (!in_sight) scores.hide_positions(s);
+      if (!step.visit.full) scores.hide_blocks(s);
+      ScoreOperands<S::kWarpKeys / 16, C.warp_queries / 8> operands;
+      scores.finish(s, d_p, C.extras ? 1.0f : p.scale * kLog2e, kept, operands);
       if constexpr (S::kSharesWeights) {
         store_operand(weights_tile, warp_key, row, operands.weights);
       }
@@ -347,11 +336,10 @@ __global__ void __launch_bounds__(BackwardTiles<ConfigOf::value>::kThreads, Conf
     ptx::cp_async_wait<0>();
     __syncthreads();  // B
 
-    QueryStep after;
-    const bool has_after = walk.next(after);
-    if (has_after) load_queries(after, stage);
+    const QueryStep after = walk.at(number + C.stages);
+    if (after.exists) load_queries(after, stage);
     ptx::cp_async_commit();
-    const float scalar = has_after ? read_scalar(after) : 0.0f;
+    const float scalar = after.exists ? read_scalar(after) : 0.0f;
     if (accumulators.data != nullptr) {
       const int index = step.h * accumulators.tiles + query_tile(p, sequence, b, i0, C.queries);
       if (in_turns) {
@@ -373,24 +361,17 @@ __global__ void __launch_bounds__(BackwardTiles<ConfigOf::value>::kThreads, Conf
       }
       if (in_turns) end_turn(accumulators, index);
     }
-    if (has_after) keep_scalar(stage, scalar);
+    if (after.exists) keep_scalar(stage, scalar);
     if constexpr (C.stages == 1) {
       ptx::cp_async_wait<0>();
       __syncthreads();
-      step = after;
-      has_step = has_after;
-    } else {
-      step = next;
-      has_step = has_next;
-      next = after;
-      has_next = has_after;
     }
   }
 
   ptx::cp_async_wait<0>();
   __syncthreads();  // K and V make room for d_k and d_v
   store_accumulator<T>(k, warp_key, warp_dims * 16, d_k, p.scale);
-  store_accumulator<T>(v, warp_key, warp_dims * 16, d_v, 1.0f);
+  store_accumulator<T>(v, warp_key, warp_dims * 16, d_v, p.keep_scale);
   __syncthreads();
   if (g.d_k.data != nullptr) {
     store_tile<S::kThreads>(k, row_of<T>(g.d_k, b, h_kv, sequence.kv_begin), g.d_k.stride_s,
@@ -409,6 +390,7 @@ __global__ void __launch_bounds__(BackwardTiles<ConfigOf::value>::kThreads)
                       const __grid_constant__ QueryAccumulators accumulators) {
   constexpr BackwardConfig C = ConfigOf::value;
   using S = BackwardTiles<C>;
+  if constexpr (!S::kHasCode) return;
   using T = typename S::T;
   extern __shared__ __align__(128) unsigned char shared[];
   TileIndex tile;
@@ -460,11 +442,18 @@ Status enqueue_backward(const Parameters& p, const Gradients& g,
                 S::Queries::kBytes, stream, p, g, accumulators);
 }
 
-/// A kernel for each config and dtype.
+template <BackwardConfig C>
+constexpr BackwardVariant variant() {
+  return {C, enqueue_backward<C>};
+}
+
+/// Kernels for each config: both dtypes, without and with extras.
 template <BackwardConfig... kConfigs>
-constexpr std::array<BackwardVariant, 2 * sizeof...(kConfigs)> backward_variants() {
-  return {BackwardVariant{kConfigs.in(DType::f16), enqueue_backward<kConfigs.in(DType::f16)>}...,
-          BackwardVariant{kConfigs.in(DType::bf16), enqueue_backward<kConfigs.in(DType::bf16)>}...};
+constexpr std::array<BackwardVariant, 4 * sizeof...(kConfigs)> backward_variants() {
+  return {variant<kConfigs.with(DType::f16, false)>()...,
+          variant<kConfigs.with(DType::f16, true)>()...,
+          variant<kConfigs.with(DType::bf16, false)>()...,
+          variant<kConfigs.with(DType::bf16, true)>()...};
 }
 
 }  // namespace tessera::cuda::sm80

@@ -3,6 +3,7 @@
 
 #include <cuda_runtime.h>
 
+#include <limits>
 #include <memory>
 #include <span>
 #include <string>
@@ -13,6 +14,9 @@
 
 namespace tessera::cuda::sm80 {
 
+/// Shared memory for the way through the query tiles (QueryWalk in backward.cuh).
+inline constexpr int kQueryWalkBytes = 1888;
+
 /// How a block works (backward.cuh).
 struct BackwardConfig {
   int head_dim;          ///< Padded: smaller ones are zero-filled in shared memory.
@@ -21,20 +25,33 @@ struct BackwardConfig {
   int warp_queries;      ///< Queries whose scores a warp has in registers at a time.
   int stages;            ///< Steps whose q, d_o and d_s shared memory holds.
   int blocks;            ///< Blocks that registers leave room for on a multiprocessor.
-  bool extras = false;   ///< Block mask, softcap, bias, ALiBi, mask, dropout.
+  bool extras = false;   ///< Softcap, bias, ALiBi, mask, dropout, scale ≤ 0.
   DType dtype = DType::bf16;
+  /// For chips that give a block less than this: the others have a config that needs more.
+  int shared_below = std::numeric_limits<int>::max();
 
-  constexpr BackwardConfig in(DType type) const {
+  constexpr BackwardConfig with(DType type, bool with_extras) const {
     BackwardConfig c = *this;
     c.dtype = type;
+    c.extras = with_extras;
     return c;
+  }
+  constexpr BackwardConfig unless_fits(const BackwardConfig& larger) const {
+    BackwardConfig c = *this;
+    c.shared_below = static_cast<int>(larger.shared_bytes());
+    return c;
+  }
+  /// Whether it is the one for a chip that gives a block `bytes` of shared memory.
+  constexpr bool suits(int bytes) const {
+    return static_cast<int>(shared_bytes()) <= bytes && bytes < shared_below;
   }
 
   constexpr std::size_t shared_bytes() const {
     const int score_tiles = stages + (warps_q > 1 ? 1 : 0);
     const int elements =
         2 * keys * head_dim + stages * 2 * queries * head_dim + score_tiles * keys * queries;
-    return 2 * static_cast<std::size_t>(elements) + stages * 2 * queries * sizeof(float);
+    return 2 * static_cast<std::size_t>(elements) + stages * 2 * queries * sizeof(float) +
+           kQueryWalkBytes;
   }
 };
 
@@ -53,7 +70,7 @@ struct BackwardVariant {
                     cudaStream_t stream);
 };
 
-/// Those of one head dim (one source file each), most preferred first.
+/// Those of one head dim (one source file each).
 std::span<const BackwardVariant> backward_d64();
 std::span<const BackwardVariant> backward_d96();
 std::span<const BackwardVariant> backward_d128();

@@ -3,10 +3,9 @@
 namespace tessera::cuda::sm80 {
 
 std::span<const BackwardVariant> backward_d64() {
-  static constexpr auto kVariants = backward_variants<
-      // D, keys, queries, warps_k, warps_q, warp_queries, stages, blocks, extras
-      BackwardConfig{64, 128, 64, 4, 1, 32, 2, 2, false},
-      BackwardConfig{64, 128, 64, 4, 1, 32, 2, 2, true}>();
+  // D, keys, queries, warps_k, warps_q, warp_queries, stages, blocks
+  constexpr BackwardConfig kOnly{64, 128, 64, 4, 1, 32, 2, 2};
+  static constexpr auto kVariants = backward_variants<kOnly>();
   return kVariants;
 }
 
