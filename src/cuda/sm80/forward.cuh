@@ -26,6 +26,8 @@
 // of one sequence: K and V come from L2.
 #pragma once
 
+#include <algorithm>
+
 #include "cuda/algo/block_walk.cuh"
 #include "cuda/algo/config.hpp"
 #include "cuda/algo/score_tile.cuh"
@@ -59,6 +61,12 @@ struct ForwardTraits {
   static constexpr int kRowTiles = C.tile_m / C.warps / 16;  ///< 16-row tiles of a warp.
   static constexpr int kScoreTiles = C.tile_n / 8;
   static constexpr int kOutTiles = C.head_dim_v / 8;
+  /// Steps of 16 along D whose part of Q stays in registers, where they have room; the others are
+  /// read again for every key tile.
+  static constexpr int kKeptQ = kRowTiles > 1       ? 0
+                                : C.head_dim <= 192 ? C.head_dim / 16
+                                : C.extras          ? 8
+                                                    : 12;
   static_assert(C.tile_m == kRowTiles * 16 * C.warps && C.tile_n % 16 == 0);
 
   using QTile = SharedTile<T, C.tile_m, C.head_dim>;
@@ -144,13 +152,11 @@ class ForwardTile {
         __syncthreads();
       }
       if (more) load_kv(next, (step + 1) % C.stages);
-      if (step < 0 || now.begin + C.tile_n <= seen.begin || now.begin >= seen.end) continue;
-      const bool positions = now.begin < whole.begin || now.begin + C.tile_n > whole.end;
-      if (now.full != 0 && !positions) {
-        attend</*kMasked=*/false>(now.begin, false, step % C.stages);
-      } else {
-        attend</*kMasked=*/true>(now.begin, positions, step % C.stages);
-      }
+      if (step < 0) continue;
+      if (step == 0) keep_q();
+      if (now.begin + C.tile_n <= seen.begin || now.begin >= seen.end) continue;
+      attend(now.begin, now.begin < whole.begin || now.begin + C.tile_n > whole.end, now.full == 0,
+             step % C.stages);
     }
     finish();
   }
@@ -171,19 +177,21 @@ class ForwardTile {
     ptx::cp_async_commit();
   }
 
-  /// The key tile from `begin` on. kMasked: some elements do not count; `positions`: because of
-  /// where they lie.
-  template <bool kMasked>
-  __device__ __forceinline__ void attend(int begin, bool positions, int stage) {
+  __device__ __forceinline__ void keep_q() {
+#pragma unroll
+    for (int k = 0; k < Traits::kKeptQ; ++k) read_a(q_kept_[k], q_, warp_row_, k);
+  }
+
+  /// The key tile from `begin` on. Some elements do not count because of their `positions`, or of
+  /// the block mask (`blocks`).
+  __device__ __forceinline__ void attend(int begin, bool positions, bool blocks, int stage) {
     typename Rules::Scores s = {};
-    multiply_rows<T>(s, q_, warp_row_, k_stage(stage), 0);
+    multiply_qk(s, k_stage(stage));
     if constexpr (C.extras) {
       if (scored_) rules_.score(s, begin);
     }
-    if constexpr (kMasked) {
-      if (p_.block_mask.row_offsets != nullptr) rules_.mask_blocks(s, begin);
-      if (positions) rules_.mask_positions(s, begin);
-    }
+    if (blocks) rules_.mask_blocks(s, begin);
+    if (positions) rules_.mask_positions(s, begin);
     typename Rules::Weights weights;
     softmax_.weigh(s, weights, [this](int r, int half, float by) {
 #pragma unroll
@@ -196,6 +204,34 @@ class ForwardTile {
       if (p_.dropout_threshold != 0) rules_.drop(weights, begin);
     }
     multiply_registers<T>(o_, weights, v_stage(stage), 0, 0);
+  }
+
+  /// S [rows × tile_n] += Q [rows × D] Kᵀ [D × tile_n].
+  __device__ __forceinline__ void multiply_qk(typename Rules::Scores& s,
+                                              const typename Traits::KTile& k_tile) {
+#pragma unroll
+    for (int k = 0; k < C.head_dim / 16; ++k) {
+      std::uint32_t q[kRowTiles][4];
+#pragma unroll
+      for (int r = 0; r < kRowTiles; ++r) {
+        if (k < Traits::kKeptQ) {
+#pragma unroll
+          for (int e = 0; e < 4; ++e) q[r][e] = q_kept_[k][e];
+        } else {
+          read_a(q[r], q_, warp_row_ + 16 * r, k);
+        }
+      }
+#pragma unroll
+      for (int n = 0; n < C.tile_n / 16; ++n) {
+        std::uint32_t b[4];
+        read_b_transposed(b, k_tile, 16 * n, k);
+#pragma unroll
+        for (int r = 0; r < kRowTiles; ++r) {
+          ptx::mma_m16n8k16<T>(s[r][2 * n], q[r], b[0], b[1]);
+          ptx::mma_m16n8k16<T>(s[r][2 * n + 1], q[r], b[2], b[3]);
+        }
+      }
+    }
   }
 
   /// Divides by the row sums and stores o and lse of every row that exists.
@@ -255,6 +291,7 @@ class ForwardTile {
   const Rules rules_;
   const bool scored_;  ///< Scores take more than a scale.
   OnlineSoftmax<T, kRowTiles> softmax_;
+  std::uint32_t q_kept_[std::max(Traits::kKeptQ, 1)][4];
   float o_[kRowTiles][Traits::kOutTiles][4] = {};
 };
 
