@@ -42,6 +42,14 @@
 
 namespace tessera::cuda::sm80 {
 
+/// Configs are chosen so that they just fit Hopper's registers; the compiler needs a few more for
+/// earlier chips, where most have room for two blocks only in any case.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+inline constexpr bool kTight = false;
+#else
+inline constexpr bool kTight = true;
+#endif
+
 template <DType>
 struct ElementOf;
 template <>
@@ -65,6 +73,7 @@ struct ForwardTraits {
   /// read again for every key tile.
   static constexpr int kKeptQ = kRowTiles > 1       ? 0
                                 : C.head_dim <= 192 ? C.head_dim / 16
+                                : !kTight           ? 6
                                 : C.extras          ? 8
                                                     : 12;
   static_assert(C.tile_m == kRowTiles * 16 * C.warps && C.tile_n % 16 == 0);
@@ -295,18 +304,9 @@ class ForwardTile {
   float o_[kRowTiles][Traits::kOutTiles][4] = {};
 };
 
-/// Chips before Hopper spill under the tightest bound, and most have room for two blocks only.
-template <ForwardConfig C>
-constexpr int resident_blocks() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
-  return C.blocks < 2 ? C.blocks : 2;
-#else
-  return C.blocks;
-#endif
-}
-
 template <typename C>
-__global__ void __launch_bounds__(ForwardTraits<C::value>::kThreads, resident_blocks<C::value>())
+__global__ void __launch_bounds__(ForwardTraits<C::value>::kThreads,
+                                  kTight ? C::value.blocks : std::min(C::value.blocks, 2))
     forward(const __grid_constant__ Parameters p) {
   extern __shared__ __align__(128) std::byte shared[];
   TileIndex tile;
