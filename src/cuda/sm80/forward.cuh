@@ -17,8 +17,14 @@
 // and every thread has waited for its own copies of tile j. Q's warp-own rows are overwritten at
 // the end by the same warp only.
 //
-// Key tiles outside causal mask, window, used length or block mask are not visited; those whose
-// every element counts run without element tests. Masked, unused and unlisted elements get −inf, so
+// Two row tiles a warp (32 rows) use every fragment of K and V twice, which is what keeps shared
+// memory from being the bottleneck; O of head dims above 128 leaves registers for one, and then Q's
+// fragments stay in registers. The two or three blocks of a multiprocessor overlap: while one's
+// warps compute weights, another's multiply.
+//
+// Key tiles outside causal mask, window, used length or block mask are not visited, and a warp
+// skips those that none of its rows sees; those whose every element counts run without element
+// tests. Masked, unused and unlisted elements get −inf, so
 // their weight is 0; their memory is zero in shared memory where it must not be read at all
 // (load_tile), so that 0 · v is 0.
 //
