@@ -112,6 +112,11 @@ std::string reject_backward(const Problem& problem) {
     return fmt::format("head dims up to {}, not {} and {}", kLargestHeadDim, problem.head_dim,
                        problem.head_dim_v);
   }
+  if (problem.deterministic && problem.block_mask) {
+    // Blocks would take turns as the mask's rows and its transpose say; where those disagree, which
+    // nobody has checked, they would wait for ever.
+    return "no deterministic backward pass under a block mask";
+  }
   if (choose(problem) == nullptr) return "too little shared memory on this device";
   return {};
 }
