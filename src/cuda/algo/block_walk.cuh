@@ -111,7 +111,8 @@ class BlockWalk {
   }
   __device__ bool full(const MaskLines& lines, std::int64_t entry) const {
     if (p_->block_mask.partial_blocks == 0) return true;
-    if (lines.entries != nullptr) entry = bounded(lines.entries[entry]);
+    if (lines.entries != nullptr) entry = lines.entries[entry];
+    if (entry < 0 || entry >= p_->block_mask.entries) return false;
     return p_->block_mask.bits_index[entry] < 0;
   }
 
