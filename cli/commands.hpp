@@ -2,7 +2,9 @@
 // sets `exit_code` if it is not 0; bad input is thrown as Error.
 #pragma once
 
-#include <CLI/CLI.hpp>
+namespace CLI {
+class App;
+}
 
 namespace tessera::cli {
 

@@ -1,6 +1,7 @@
 // tessera explain: which row would run, and why each earlier one was passed over.
 #include <fmt/core.h>
 
+#include <CLI/CLI.hpp>
 #include <memory>
 #include <string>
 

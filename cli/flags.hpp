@@ -1,7 +1,6 @@
 // The flags that commands share, in groups, as plain values.
 #pragma once
 
-#include <CLI/CLI.hpp>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -9,6 +8,11 @@
 #include <vector>
 
 #include "tessera/attention.hpp"
+
+namespace CLI {
+class App;
+class Validator;
+}  // namespace CLI
 
 namespace tessera::cli {
 

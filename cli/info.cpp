@@ -1,6 +1,7 @@
 // tessera info: what this machine has and what the table can do on it.
 #include <fmt/core.h>
 
+#include <CLI/CLI.hpp>
 #include <cstdlib>
 #include <string>
 

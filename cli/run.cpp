@@ -1,6 +1,7 @@
 // tessera run: attention over files.
 #include <fmt/core.h>
 
+#include <CLI/CLI.hpp>
 #include <array>
 #include <memory>
 #include <set>

@@ -1,11 +1,14 @@
 // The command line of `tessera bench`, read and checked.
 #pragma once
 
-#include <CLI/CLI.hpp>
 #include <string>
 #include <vector>
 
 #include "bench/problem.hpp"
+
+namespace CLI {
+class App;
+}
 
 namespace tessera::cli::bench {
 

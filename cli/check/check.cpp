@@ -1,6 +1,7 @@
 // tessera check: every row of the table against the reference.
 #include <fmt/core.h>
 
+#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <array>
 #include <cmath>
