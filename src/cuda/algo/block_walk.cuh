@@ -13,6 +13,10 @@ struct Visit {
   int full = 1;  ///< Not 0: the block mask leaves every element. (An int fits a uniform register.)
 };
 
+__device__ __forceinline__ Visit uniform(const Visit& v) {
+  return {uniform(v.begin), v.listed, uniform(v.full)};
+}
+
 inline constexpr int kGranule = 16;  ///< Mask block sizes are multiples of it.
 
 /// CSR or its transpose of one (sequence, head) of a block mask, as lines of entries.
@@ -49,21 +53,32 @@ __device__ inline MaskLines mask_lines(const Parameters& p, int b, int h) {
 
 /// Goes through the tiles of `kInnerTile` rows along the inner axis that the outer tile
 /// [outer.begin, outer.end) has to visit, in ascending order, within `range`. Whole warps call it
-/// together, each on its own: with a block mask, lane l follows line l of those that the outer tile
-/// overlaps (at most 32, since lines have at least 16 rows and tiles at most 256).
+/// together, each on its own, and have the entries of the mask shared out over their lanes:
+///   - the outer tile lies in one line, whose blocks are whole tiles (most masks): lane l has the
+///     l-th of 32 entries, so that memory is asked once for 32 of them;
+///   - else: lane l follows line l of those that the outer tile overlaps (at most 32, since lines
+///     have at least 16 rows and tiles at most 256).
 template <Side kOuter, int kInnerTile>
 class BlockWalk {
  public:
   static_assert(kInnerTile % kGranule == 0 && kInnerTile / kGranule <= 32);
 
   __device__ BlockWalk(const Parameters& p, int b, int h, Range outer, Range range)
-      : p_(&p), b_(b), h_(h), at_(range.begin / kInnerTile * kInnerTile), range_end_(range.end) {
+      : p_(&p), at_(range.begin / kInnerTile * kInnerTile), range_end_(range.end) {
     if (p.block_mask.row_offsets == nullptr || range.empty()) return;
     const MaskLines lines = mask_lines<kOuter>(p, b, h);
-    const int line = outer.begin / lines.line_size + static_cast<int>(threadIdx.x % kWarpSize);
+    const int lane = static_cast<int>(threadIdx.x % kWarpSize);
+    const int first = outer.begin / lines.line_size;
+    in_line_ = (outer.end - 1) / lines.line_size == first && lines.block_size % kInnerTile == 0;
+    const int line = first + (in_line_ != 0 ? 0 : lane);
     if (line * lines.line_size < outer.end && line < lines.lines) {
       entry_ = bounded(lines.offsets[line]);
       left_ = static_cast<int>(max(bounded(lines.offsets[line + 1]), entry_) - entry_);
+    }
+    if (in_line_ != 0) {
+      entry_ += lane;
+      left_ -= lane;
+      read_entry(lines);
     }
   }
 
@@ -72,10 +87,60 @@ class BlockWalk {
     if (at_ >= range_end_) return false;
     if (p_->block_mask.row_offsets == nullptr) {
       visit.begin = at_;
-      at_ += kInnerTile;
-      return true;
+    } else if (!(in_line_ != 0 ? next_in_line(visit) : next_of_lines(visit))) {
+      return false;
     }
-    const MaskLines lines = mask_lines<kOuter>(*p_, b_, h_);
+    at_ = visit.begin + kInnerTile;
+    return true;
+  }
+
+  /// How many tiles are left. Ends the walk.
+  __device__ int count() {
+    int tiles = 0;
+    if (in_line_ == 0) {
+      for (Visit visit; next(visit);) ++tiles;
+      return tiles;
+    }
+    const MaskLines lines = mask_lines<kOuter>(*p_, 0, 0);
+    do {
+      const int begin = max(at_, (own_ >> 1) * lines.block_size);
+      const int end = min(range_end_, ((own_ >> 1) + 1) * lines.block_size);
+      if (begin < end) tiles += (end - begin + kInnerTile - 1) / kInnerTile;
+    } while (read_on(lines));
+    return __reduce_add_sync(~0u, tiles);
+  }
+
+ private:
+  /// In one line.
+  __device__ bool next_in_line(Visit& visit) {
+    const MaskLines lines = mask_lines<kOuter>(*p_, 0, 0);
+    do {
+      const unsigned ahead = __ballot_sync(~0u, ((own_ >> 1) + 1) * lines.block_size > at_);
+      if (ahead != 0) {
+        const int entry = __shfl_sync(~0u, own_, __ffs(ahead) - 1);
+        visit.begin = max(at_, (entry >> 1) * lines.block_size);
+        visit.full = entry & 1;
+        return visit.begin < range_end_;
+      }
+    } while (read_on(lines));
+    return false;
+  }
+
+  /// The next 32 entries of the line; false if there are none.
+  __device__ bool read_on(const MaskLines& lines) {
+    if (__all_sync(~0u, left_ <= kWarpSize)) return false;
+    entry_ += kWarpSize;
+    left_ -= kWarpSize;
+    read_entry(lines);
+    return true;
+  }
+
+  __device__ void read_entry(const MaskLines& lines) {
+    own_ = left_ > 0 ? block(lines, entry_) << 1 | (full(lines, entry_) ? 1 : 0) : kNoEntry;
+  }
+
+  __device__ bool next_of_lines(Visit& visit) {
+    const MaskLines lines = mask_lines<kOuter>(*p_, 0, 0);
     const int size = lines.block_size;
     for (; left_ > 0 && (block(lines, entry_) + 1) * size <= at_; --left_) ++entry_;
     int first = left_ > 0 ? max(at_, block(lines, entry_) * size) : kUnbounded;
@@ -98,11 +163,9 @@ class BlockWalk {
     }
     visit.full = __reduce_min_sync(~0u, left_ < 0 || uncovered >= last ? 1 : 0);
     visit.listed = __reduce_or_sync(~0u, listed);
-    at_ = first + kInnerTile;
     return true;
   }
 
- private:
   __device__ std::int64_t bounded(std::int64_t entry) const {
     return min(max(entry, static_cast<std::int64_t>(0)), p_->block_mask.entries);
   }
@@ -116,11 +179,16 @@ class BlockWalk {
     return p_->block_mask.bits_index[entry] < 0;
   }
 
+  static constexpr int kNoEntry = -2;  ///< Of block −1, which ends in front of everything.
+
   const Parameters* p_;
-  int b_, h_;
   int at_, range_end_;
-  std::int64_t entry_ = 0;  ///< The first of the lane's line that ends behind at_.
-  int left_ = -1;           ///< Entries from there to the end of the line; −1: no line.
+  int in_line_ = 0;  ///< Not 0: all entries are of one line.
+  /// One line: the lane's entry and block << 1 | full of it. Else the first entry of the lane's
+  /// line that ends behind at_.
+  std::int64_t entry_ = 0;
+  int left_ = -1;  ///< Entries from there to the end of the line; −1: no line.
+  int own_ = kNoEntry;
 };
 
 /// What the block mask says of one granule: 16 × 16 elements whose first indices are multiples of

@@ -54,8 +54,6 @@ inline std::int64_t tiles_per_head(const Parameters& p, int seq, int rows) {
   return p.varlen ? whole + p.batch + 1 : whole * p.batch;
 }
 
-enum class Side { queries, keys };
-
 /// Tile `x` of tiles_per_head tiles: its sequence and first row; false if there is no such tile.
 /// Within a sequence tiles come last first: under a causal mask these have the most work on the
 /// query side, and starting them early evens out the end of the grid. Called by whole warps.
@@ -110,6 +108,16 @@ struct Range {
   int begin = 0, end = 0;
   __device__ bool empty() const { return begin >= end; }
 };
+
+/// What is the same in all lanes, said so: the compiler then keeps it in uniform registers.
+__device__ __forceinline__ int uniform(int x) { return __reduce_max_sync(~0u, x); }
+__device__ __forceinline__ Sequence uniform(const Sequence& s) {
+  return {uniform(s.q_begin), uniform(s.kv_begin), uniform(s.q_rows), uniform(s.kv_rows),
+          uniform(s.q_len),   uniform(s.kv_len),   uniform(s.shift)};
+}
+__device__ __forceinline__ Range uniform(const Range& r) {
+  return {uniform(r.begin), uniform(r.end)};
+}
 
 /// Keys that queries [begin, end) see together through causal mask, window and used length.
 __device__ __forceinline__ Range visible_keys(const Parameters& p, const Sequence& s, int begin,

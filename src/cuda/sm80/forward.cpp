@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "cuda/host/parameters.hpp"
+#include "cuda/host/tiles.hpp"
 
 namespace tessera::cuda::sm80 {
 namespace {
@@ -42,8 +43,26 @@ std::string Forward::config() const {
                      c.extras ? " extras" : "");
 }
 
+Tiles Forward::tiles() const {
+  return tiles_of(problem_, Side::queries, variant_.config.tile_m, variant_.config.blocks);
+}
+
+/// With a block mask: the order of the tiles and the partial results of those in pieces.
+std::size_t Forward::workspace_bytes() const {
+  if (!takes_order(problem_)) return 0;
+  const Tiles all = tiles();
+  return all.order_bytes() + sizeof(float) * variant_.config.partial_floats() * all.most_split();
+}
+
 Status Forward::enqueue(const Arguments& arguments, cudaStream_t stream) const {
-  return variant_.enqueue(make_parameters(problem_, arguments), stream);
+  const Parameters p = make_parameters(problem_, arguments);
+  const Tiles all = tiles();
+  TileOrder order;
+  if (takes_order(problem_)) {
+    order = all.order_in(arguments.workspace);
+    if (Status status = order_tiles(all, p, order, stream); !status.ok()) return status;
+  }
+  return variant_.enqueue(p, order, all, stream);
 }
 
 std::string reject_forward(const Problem& problem) {
