@@ -86,6 +86,7 @@ struct ForwardTraits {
                                 : C.extras          ? 8
                                                     : 12;
   static constexpr int kPartialFloats = C.partial_floats();
+  static constexpr int kTileBytes = C.tile_bytes();
   static_assert(C.tile_m == kRowTiles * 16 * C.warps && C.tile_n % 16 == 0);
 
   using QTile = SharedTile<T, C.tile_m, C.head_dim>;
@@ -102,6 +103,35 @@ __device__ __forceinline__ float* partial_of(const TileOrder& order, int x) {
   return order.partials + static_cast<std::int64_t>(x) * ForwardTraits<C>::kPartialFloats;
 }
 
+/// The key tiles that a block visits under a block mask. Lies in shared memory, since registers are
+/// short; warp 0 goes ahead and tells the others.
+template <ForwardConfig C>
+class KeyWalk {
+ public:
+  /// Warp 0: finds steps 0 and 1.
+  __device__ void start(const Parameters& p, const TileIndex& tile, Range rows, Range keys) {
+    lanes_[lane_id()] = Walk(p, tile.b, tile.h, rows, keys);
+    find(0);
+    find(1);
+  }
+  /// Warp 0: finds step `number` after the one before it. The others see it after a barrier.
+  __device__ void find(int number) {
+    Walk walk = lanes_[lane_id()];
+    Visit visit;
+    if (!walk.next(visit)) visit.begin = -1;
+    lanes_[lane_id()] = walk;
+    if (lane_id() == 0) visits_[number % kKept] = visit;
+  }
+  /// begin < 0: there is no such step.
+  __device__ Visit at(int number) const { return visits_[number % kKept]; }
+
+ private:
+  using Walk = BlockWalk<Side::queries, C.tile_n>;
+  static constexpr int kKept = 4;
+  Walk lanes_[kWarpSize];
+  Visit visits_[kKept];
+};
+
 /// The work of one block on one tile of rows.
 template <ForwardConfig C>
 class ForwardTile {
@@ -110,6 +140,8 @@ class ForwardTile {
   using Rules = ScoreTile<T, Traits::kRowTiles, Traits::kScoreTiles>;
   static constexpr int kThreads = Traits::kThreads;
   static constexpr int kRowTiles = Traits::kRowTiles;
+  using Walk = KeyWalk<C>;
+  static_assert(sizeof(Walk) <= kKeyWalkBytes);
 
  public:
   __device__ ForwardTile(const Parameters& p, const TileOrder& order, const TileIndex& tile,
@@ -128,12 +160,16 @@ class ForwardTile {
         scored_(C.extras && Rules::needed(p)),
         softmax_(scored_ ? 1.0f : p.scale * kLog2e) {}
 
-  __device__ void run(const TileItem& item) {
+  __device__ void run(const TileItem& item, Walk& walk) {
     Range keys{0, 0};
     if (!rows_.empty()) keys = uniform(visible_keys(p_, sequence_, rows_.begin, rows_.end));
     if (!keys.empty()) load_q();
     keys = uniform(piece_range<Side::queries, C.tile_n>(p_, tile_.b, tile_.h, rows_, item, keys));
-    BlockWalk<Side::queries, C.tile_n> walk(p_, tile_.b, tile_.h, rows_, keys);
+    const bool listed = p_.block_mask.row_offsets != nullptr;
+    if (listed) {
+      if (warp_row_ == 0) walk.start(p_, tile_, rows_, keys);
+      __syncthreads();
+    }
     // A warp leaves out tiles that its own rows do not see, and tests those that they see in part.
     const int warp_begin = rows_.begin + warp_row_;
     const int warp_end = min(warp_begin + 16 * kRowTiles, rows_.end);
@@ -146,12 +182,15 @@ class ForwardTile {
     whole = uniform(whole);
     // Step −1 has nothing to compute yet: the first copies start in the loop like all others, which
     // keeps the code short. Blocks of short sequences run it from a cold instruction cache.
-    Visit now, next;
+    int begin = keys.begin / C.tile_n * C.tile_n;  // of step 0, where every tile is visited
     bool more = true;
-    for (int step = -1; more; ++step) {
-      now = next;
-      more = walk.next(next);
-      next = uniform(next);
+    for (int step = -1; more; ++step, begin += C.tile_n) {
+      Visit next{begin};
+      if (listed) {
+        next = uniform(walk.at(step + 1));
+        if (step >= 0 && warp_row_ == 0) walk.find(step + 2);
+      }
+      more = listed ? next.begin >= 0 : begin < keys.end;
       if (step >= 0) {
         ptx::cp_async_wait<0>();
         __syncthreads();
@@ -159,6 +198,8 @@ class ForwardTile {
       if (more) load_kv(next, (step + 1) % C.stages);
       if (step < 0) continue;
       if (step == 0) keep_q();
+      Visit now{begin - C.tile_n};
+      if (listed) now = uniform(walk.at(step));
       if (now.begin + C.tile_n <= seen.begin || now.begin >= seen.end) continue;
       attend(now.begin, now.begin < whole.begin || now.begin + C.tile_n > whole.end, now.full == 0,
              step % C.stages);
@@ -327,7 +368,8 @@ __global__ void __launch_bounds__(ForwardTraits<C::value>::kThreads,
   TileIndex tile;
   const int place = tile_of_block<Side::queries>(p, item.tile, tiles, tile.h);
   if (!locate_tile<Side::queries>(p, place, kC.tile_m, tile)) return;
-  ForwardTile<kC>(p, order, tile, ptx::shared_address(shared)).run(item);
+  ForwardTile<kC>(p, order, tile, ptx::shared_address(shared))
+      .run(item, *reinterpret_cast<KeyWalk<kC>*>(shared + ForwardTraits<kC>::kTileBytes));
 }
 
 inline constexpr int kMergeThreads = 256;

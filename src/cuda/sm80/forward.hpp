@@ -14,6 +14,9 @@
 
 namespace tessera::cuda::sm80 {
 
+/// Shared memory for the way through the key tiles (KeyWalk in forward.cuh).
+inline constexpr int kKeyWalkBytes = 1344;
+
 /// How a block works (forward.cuh).
 struct ForwardConfig {
   DType dtype;
@@ -24,9 +27,10 @@ struct ForwardConfig {
   int blocks;   ///< Blocks that registers leave room for on a multiprocessor.
   bool extras;  ///< Softcap, bias, ALiBi, boolean mask, sink, dropout, scale ≤ 0.
 
-  constexpr std::size_t shared_bytes() const {
+  constexpr int tile_bytes() const {
     return 2 * (tile_m * head_dim + stages * tile_n * (head_dim + head_dim_v));
   }
+  constexpr std::size_t shared_bytes() const { return tile_bytes() + kKeyWalkBytes; }
   /// Of one piece of a tile: o and lse.
   constexpr int partial_floats() const { return tile_m * (head_dim_v + 1); }
 };
