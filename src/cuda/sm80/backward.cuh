@@ -236,6 +236,8 @@ __global__ void __launch_bounds__(BackwardTiles<ConfigOf::value>::kThreads, Conf
     if (accumulators.data != nullptr) {
       const int index = step.h * accumulators.tiles + query_tile(p, sequence, b, i0, C.queries);
       const int turns = index * S::kWarps + warp;
+      // In front of the products, which the compiler mixes with the additions.
+      if (in_turns) wait_for_turn(accumulators, turns, step.turn, block);
       const int lane = lane_id_anew();
       std::uint32_t left[C.keys / 16][S::kQueryRowTiles][4];
 #pragma unroll
@@ -249,7 +251,6 @@ __global__ void __launch_bounds__(BackwardTiles<ConfigOf::value>::kThreads, Conf
           multiply_step<T>(d_q, left[n], k, 16 * n,
                            (warp / S::kQueryRows * S::kQueryParts + part) * S::kPartColumns, lane);
         }
-        if (part == 0 && in_turns) wait_for_turn(accumulators, turns, step.turn, block);
         add_d_q<C>(accumulators, index, part, d_q, thread);
       }
       if (in_turns) added_to = turns;

@@ -25,7 +25,8 @@ const ForwardVariant* choose(const Problem& problem) {
     for (const ForwardVariant& variant : variants) {
       const ForwardConfig& c = variant.config;
       if (c.dtype == problem.dtype && c.extras == wants_extras(problem) &&
-          problem.head_dim <= c.head_dim && problem.head_dim_v <= c.head_dim_v &&
+          (c.listed || !problem.block_mask) && problem.head_dim <= c.head_dim &&
+          problem.head_dim_v <= c.head_dim_v &&
           static_cast<int>(c.shared_bytes()) <= shared_bytes) {
         return &variant;
       }

@@ -86,7 +86,6 @@ struct ForwardTraits {
                                 : C.extras          ? 8
                                                     : 12;
   static constexpr int kPartialFloats = C.partial_floats();
-  static constexpr int kTileBytes = C.tile_bytes();
   static_assert(C.tile_m == kRowTiles * 16 * C.warps && C.tile_n % 16 == 0);
 
   using QTile = SharedTile<T, C.tile_m, C.head_dim>;
@@ -97,39 +96,34 @@ struct ForwardTraits {
                 "O takes the place of Q, row by row");
 };
 
+template <ForwardConfig C>
+__device__ __forceinline__ TileItem item_of(const TileOrder& order) {
+  const int block = static_cast<int>(blockIdx.x);
+  if constexpr (!C.listed) return {block, 0, 1};
+  return item_of_block(order, block);
+}
+
 /// Where item x has its partial result: O [tile_m × Dv], LSE [tile_m].
 template <ForwardConfig C>
 __device__ __forceinline__ float* partial_of(const TileOrder& order, int x) {
   return order.partials + static_cast<std::int64_t>(x) * ForwardTraits<C>::kPartialFloats;
 }
 
-/// The key tiles that a block visits under a block mask. Lies in shared memory, since registers are
-/// short; warp 0 goes ahead and tells the others.
-template <ForwardConfig C>
-class KeyWalk {
+/// Goes through the key tiles where there is no block mask.
+template <int kTile>
+class EveryTile {
  public:
-  /// Warp 0: finds steps 0 and 1.
-  __device__ void start(const Parameters& p, const TileIndex& tile, Range rows, Range keys) {
-    lanes_[lane_id()] = Walk(p, tile.b, tile.h, rows, keys);
-    find(0);
-    find(1);
+  __device__ EveryTile(const Parameters&, int, int, Range, Range keys)
+      : at_(uniform(keys.begin / kTile * kTile)), end_(uniform(keys.end)) {}
+  __device__ bool next(Visit& visit) {
+    if (at_ >= end_) return false;
+    visit.begin = at_;
+    at_ += kTile;
+    return true;
   }
-  /// Warp 0: finds step `number` after the one before it. The others see it after a barrier.
-  __device__ void find(int number) {
-    Walk walk = lanes_[lane_id()];
-    Visit visit;
-    if (!walk.next(visit)) visit.begin = -1;
-    lanes_[lane_id()] = walk;
-    if (lane_id() == 0) visits_[number % kKept] = visit;
-  }
-  /// begin < 0: there is no such step.
-  __device__ Visit at(int number) const { return visits_[number % kKept]; }
 
  private:
-  using Walk = BlockWalk<Side::queries, C.tile_n>;
-  static constexpr int kKept = 4;
-  Walk lanes_[kWarpSize];
-  Visit visits_[kKept];
+  int at_, end_;
 };
 
 /// The work of one block on one tile of rows.
@@ -140,8 +134,8 @@ class ForwardTile {
   using Rules = ScoreTile<T, Traits::kRowTiles, Traits::kScoreTiles>;
   static constexpr int kThreads = Traits::kThreads;
   static constexpr int kRowTiles = Traits::kRowTiles;
-  using Walk = KeyWalk<C>;
-  static_assert(sizeof(Walk) <= kKeyWalkBytes);
+  using Walk =
+      std::conditional_t<C.listed, BlockWalk<Side::queries, C.tile_n>, EveryTile<C.tile_n>>;
 
  public:
   __device__ ForwardTile(const Parameters& p, const TileOrder& order, const TileIndex& tile,
@@ -160,37 +154,22 @@ class ForwardTile {
         scored_(C.extras && Rules::needed(p)),
         softmax_(scored_ ? 1.0f : p.scale * kLog2e) {}
 
-  __device__ void run(const TileItem& item, Walk& walk) {
+  __device__ void run(const TileItem& item) {
     Range keys{0, 0};
     if (!rows_.empty()) keys = uniform(visible_keys(p_, sequence_, rows_.begin, rows_.end));
     if (!keys.empty()) load_q();
-    keys = uniform(piece_range<Side::queries, C.tile_n>(p_, tile_.b, tile_.h, rows_, item, keys));
-    const bool listed = p_.block_mask.row_offsets != nullptr;
-    if (listed) {
-      if (warp_row_ == 0) walk.start(p_, tile_, rows_, keys);
-      __syncthreads();
-    }
-    // A warp leaves out tiles that its own rows do not see, and tests those that they see in part.
-    const int warp_begin = rows_.begin + warp_row_;
-    const int warp_end = min(warp_begin + 16 * kRowTiles, rows_.end);
-    Range seen{0, 0}, whole{0, 0};
-    if (warp_begin < warp_end) {
-      seen = visible_keys(p_, sequence_, warp_begin, warp_end);
-      whole = common_keys(p_, sequence_, warp_begin, warp_end);
-    }
-    seen = uniform(seen);
-    whole = uniform(whole);
+    if (C.listed)
+      keys = uniform(piece_range<Side::queries, C.tile_n>(p_, tile_.b, tile_.h, rows_, item, keys));
+    Walk walk(p_, tile_.b, tile_.h, rows_, keys);
     // Step −1 has nothing to compute yet: the first copies start in the loop like all others, which
     // keeps the code short. Blocks of short sequences run it from a cold instruction cache.
-    int begin = keys.begin / C.tile_n * C.tile_n;  // of step 0, where every tile is visited
+    Visit now, next;
     bool more = true;
-    for (int step = -1; more; ++step, begin += C.tile_n) {
-      Visit next{begin};
-      if (listed) {
-        next = uniform(walk.at(step + 1));
-        if (step >= 0 && warp_row_ == 0) walk.find(step + 2);
-      }
-      more = listed ? next.begin >= 0 : begin < keys.end;
+    for (int step = -1; more; ++step) {
+      now = next;
+      more = walk.next(next);
+      next.begin = uniform(next.begin);
+      if (C.listed) next.full = uniform(next.full);
       if (step >= 0) {
         ptx::cp_async_wait<0>();
         __syncthreads();
@@ -198,9 +177,14 @@ class ForwardTile {
       if (more) load_kv(next, (step + 1) % C.stages);
       if (step < 0) continue;
       if (step == 0) keep_q();
-      Visit now{begin - C.tile_n};
-      if (listed) now = uniform(walk.at(step));
-      if (now.begin + C.tile_n <= seen.begin || now.begin >= seen.end) continue;
+      // A warp leaves out tiles that its own rows do not see, and tests those that they see in
+      // part.
+      int first = rows_.begin + warp_row_;
+      if constexpr (C.listed) ptx::make_opaque(first);  // not worth registers between steps
+      const int last = min(first + 16 * kRowTiles, rows_.end);
+      const Range seen = visible_keys(p_, sequence_, first, last);
+      if (first >= last || now.begin + C.tile_n <= seen.begin || now.begin >= seen.end) continue;
+      const Range whole = common_keys(p_, sequence_, first, last);
       attend(now.begin, now.begin < whole.begin || now.begin + C.tile_n > whole.end, now.full == 0,
              step % C.stages);
     }
@@ -236,7 +220,7 @@ class ForwardTile {
     if constexpr (C.extras) {
       if (scored_) rules_.score(s, begin);
     }
-    if (blocks) rules_.mask_blocks(s, begin);
+    if (C.listed && blocks) rules_.mask_blocks(s, begin);
     if (positions) rules_.mask_positions(s, begin);
     typename Rules::Weights weights;
     softmax_.weigh(s, weights, [this](int r, int half, float by) {
@@ -288,11 +272,11 @@ class ForwardTile {
     ptx::make_opaque(b);
     const Sequence sequence = sequence_of(p_, b);
     const int lane = static_cast<int>(thread % kWarpSize);
-    const int block = static_cast<int>(blockIdx.x);
-    const TileItem item = item_of_block(order_, block);
+    const TileItem item = item_of<C>(order_);
     const bool with_sink = C.extras && p_.sink != nullptr && item.piece == 0;  // it counts once
     const float sink = with_sink ? p_.sink[tile_.h] : minus_infinity();
-    float* const partial = item.pieces > 1 ? partial_of<C>(order_, block) : nullptr;
+    float* const partial =
+        item.pieces > 1 ? partial_of<C>(order_, static_cast<int>(blockIdx.x)) : nullptr;
     const typename Traits::OTile o_tile{q_.base};
     __syncwarp();  // all lanes have read Q
 #pragma unroll
@@ -363,13 +347,12 @@ __global__ void __launch_bounds__(ForwardTraits<C::value>::kThreads,
             int tiles) {
   constexpr ForwardConfig kC = C::value;
   extern __shared__ __align__(128) std::byte shared[];
-  const TileItem item = item_of_block(order, static_cast<int>(blockIdx.x));
+  const TileItem item = item_of<kC>(order);
   if (item.tile < 0) return;
   TileIndex tile;
   const int place = tile_of_block<Side::queries>(p, item.tile, tiles, tile.h);
   if (!locate_tile<Side::queries>(p, place, kC.tile_m, tile)) return;
-  ForwardTile<kC>(p, order, tile, ptx::shared_address(shared))
-      .run(item, *reinterpret_cast<KeyWalk<kC>*>(shared + ForwardTraits<kC>::kTileBytes));
+  ForwardTile<kC>(p, order, tile, ptx::shared_address(shared)).run(item);
 }
 
 inline constexpr int kMergeThreads = 256;

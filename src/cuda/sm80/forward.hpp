@@ -14,9 +14,6 @@
 
 namespace tessera::cuda::sm80 {
 
-/// Shared memory for the way through the key tiles (KeyWalk in forward.cuh).
-inline constexpr int kKeyWalkBytes = 1344;
-
 /// How a block works (forward.cuh).
 struct ForwardConfig {
   DType dtype;
@@ -26,11 +23,11 @@ struct ForwardConfig {
   int stages;   ///< Key tiles in shared memory.
   int blocks;   ///< Blocks that registers leave room for on a multiprocessor.
   bool extras;  ///< Softcap, bias, ALiBi, boolean mask, sink, dropout, scale ≤ 0.
+  bool listed;  ///< Block masks.
 
-  constexpr int tile_bytes() const {
+  constexpr std::size_t shared_bytes() const {
     return 2 * (tile_m * head_dim + stages * tile_n * (head_dim + head_dim_v));
   }
-  constexpr std::size_t shared_bytes() const { return tile_bytes() + kKeyWalkBytes; }
   /// Of one piece of a tile: o and lse.
   constexpr int partial_floats() const { return tile_m * (head_dim_v + 1); }
 };
