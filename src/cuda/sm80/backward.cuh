@@ -163,7 +163,7 @@ __global__ void __launch_bounds__(BackwardTiles<ConfigOf::value>::kThreads, Conf
   }
   if (!area.queries.empty()) load_keys();
   __syncthreads();
-  QueryStep step = uniform(walk.at(0));
+  QueryStep step = walk.at(0);
   if (step.exists) {
     load_queries(step, 0, threadIdx.x);
     keep_scalar(0, read_scalar(step, threadIdx.x), threadIdx.x);
@@ -177,7 +177,7 @@ __global__ void __launch_bounds__(BackwardTiles<ConfigOf::value>::kThreads, Conf
   ptx::cp_async_wait<1>();
   __syncthreads();
   int added_to = -1;  // what the warp has added to without having passed on the turn
-  for (int number = 0; step.exists; step = uniform(walk.at(++number))) {
+  for (int number = 0; step.exists; step = walk.at(++number)) {
     const int stage = number % C.stages;
     if (warp == 0) walk.find(p, sequence, area, number + C.stages);
     const typename S::Queries q = q_tile(stage), d_o = d_o_tile(stage);
@@ -228,7 +228,7 @@ __global__ void __launch_bounds__(BackwardTiles<ConfigOf::value>::kThreads, Conf
     ptx::cp_async_wait<0>();
     __syncthreads();  // B
 
-    const QueryStep after = uniform(walk.at(number + C.stages));
+    const QueryStep after = walk.at(number + C.stages);
     const unsigned thread = thread_anew();
     if (after.exists) load_queries(after, stage, thread);
     ptx::cp_async_commit();
@@ -236,8 +236,6 @@ __global__ void __launch_bounds__(BackwardTiles<ConfigOf::value>::kThreads, Conf
     if (accumulators.data != nullptr) {
       const int index = step.h * accumulators.tiles + query_tile(p, sequence, b, i0, C.queries);
       const int turns = index * S::kWarps + warp;
-      // In front of the products, which the compiler mixes with the additions.
-      if (in_turns) wait_for_turn(accumulators, turns, step.turn, block);
       const int lane = lane_id_anew();
       std::uint32_t left[C.keys / 16][S::kQueryRowTiles][4];
 #pragma unroll
@@ -251,6 +249,7 @@ __global__ void __launch_bounds__(BackwardTiles<ConfigOf::value>::kThreads, Conf
           multiply_step<T>(d_q, left[n], k, 16 * n,
                            (warp / S::kQueryRows * S::kQueryParts + part) * S::kPartColumns, lane);
         }
+        if (part == 0 && in_turns) wait_for_turn(accumulators, turns, step.turn, block);
         add_d_q<C>(accumulators, index, part, d_q, thread);
       }
       if (in_turns) added_to = turns;

@@ -15,11 +15,6 @@ struct QueryStep {
   Visit visit;
 };
 
-using cuda::uniform;
-__device__ __forceinline__ QueryStep uniform(const QueryStep& step) {
-  return {uniform(step.exists), uniform(step.h), uniform(step.turn), uniform(step.visit)};
-}
-
 /// What a block goes through: queries of the heads [h_begin, h_end) of sequence b that see keys.
 struct QueryArea {
   int b, h_begin, h_end;
@@ -27,6 +22,7 @@ struct QueryArea {
   bool in_turns;
 };
 
+using cuda::uniform;
 __device__ __forceinline__ QueryArea uniform(const QueryArea& area) {
   return {uniform(area.b),    uniform(area.h_begin), uniform(area.h_end),
           uniform(area.keys), uniform(area.queries), area.in_turns};
