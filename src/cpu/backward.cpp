@@ -10,6 +10,7 @@
 #include <cstring>
 
 #include "cpu/attention_kernel.hpp"
+#include "cpu/strips.hpp"
 
 namespace tessera::cpu {
 namespace {
@@ -49,53 +50,58 @@ struct Sums {
 class BackwardKernel final : public Kernel {
  public:
   BackwardKernel(const Problem& problem, const Isa& isa)
-      : problem_(problem), isa_(isa), blocking_(choose_blocking(problem, isa)) {
+      : problem_(problem),
+        isa_(isa),
+        blocking_(choose_blocking(problem, isa)),
+        strips_(problem_, isa_, blocking_, layout_) {
     parts_ = choose_parts(problem_, blocking_);
-    WorkspaceLayout layout;
-    layout.add((TileGrid::sequences(problem_) + 1) * sizeof(std::int64_t));
+    grid_ = layout_.add((TileGrid::sequences(problem_) + 1) * sizeof(std::int64_t));
     const std::int64_t sink_floats =
         problem_.sink_gradient ? TileGrid::most_tiles(problem_, blocking_) * problem_.heads_q : 0;
-    sink_parts_ = layout.add(sink_floats * 4);
+    sink_parts_ = layout_.add(sink_floats * 4);
     worker_floats_ = isa_.backward_scratch_floats(blocking_);
     if (problem_.bias_gradient) worker_floats_ += 2 * blocking_.tile_q * bias_stride();
     worker_bytes_ = worker_floats_ * 4 + 2 * ((blocking_.tile_q * 4 + 63) / 64 * 64);
-    workers_ = layout.add(problem_.threads * worker_bytes_);
+    workers_ = layout_.add(problem_.threads * worker_bytes_);
     const auto plan_sums = [&](std::int64_t columns, std::int64_t rows, std::int64_t buffers) {
       Sums sums;
       sums.columns = columns;
       sums.padded = round_up(columns, isa_.lanes);
       sums.in_place = problem_.dtype == DType::f32 && columns % isa_.lanes == 0;
       sums.buffer_floats = sums.in_place ? 0 : rows * sums.padded;
-      sums.offset = layout.add(buffers * sums.buffer_floats * 4);
+      sums.offset = layout_.add(buffers * sums.buffer_floats * 4);
       return sums;
     };
     // A head in one part is finished by one task, whose worker's buffer serves the next head too.
     const std::int64_t heads = problem_.batch * problem_.heads_kv;
     const std::int64_t buffers = parts_ > 1 ? buffered_sequences() * problem_.heads_kv
                                             : std::min<std::int64_t>(problem_.threads, heads);
-    d_k_ = plan_sums(problem_.head_dim, problem_.seq_kv, buffers);
-    d_v_ = plan_sums(problem_.head_dim_v, problem_.seq_kv, buffers);
+    // Sums of packed keys have a row for every key of a strip.
+    const std::int64_t keys =
+        strips_.any() ? strips_.per_head() * PackedStrips::kKeys : problem_.seq_kv;
+    d_k_ = plan_sums(problem_.head_dim, keys, buffers);
+    d_v_ = plan_sums(problem_.head_dim_v, keys, buffers);
     d_q_ = plan_sums(problem_.head_dim, problem_.seq_q,
                      parts_ > 1 ? buffered_sequences() * problem_.heads_q : 0);
-    workspace_bytes_ = layout.bytes();
   }
 
   std::string config() const override {
     return to_string(blocking_, isa_) + " parts=" + std::to_string(parts_);
   }
-  std::size_t workspace_bytes() const override { return workspace_bytes_; }
+  std::size_t workspace_bytes() const override { return layout_.bytes(); }
 
   Status run(const Arguments& arguments) const override {
     const Run run{
         arguments,
         TileGrid(problem_, arguments.inputs, blocking_,
-                 reinterpret_cast<std::int64_t*>(arguments.workspace)),
+                 reinterpret_cast<std::int64_t*>(arguments.workspace + grid_)),
         DropoutStream(problem_.dropout_p, arguments.inputs.seed, arguments.inputs.offset)};
     Executor& executor = *arguments.executor;
     if (problem_.sink_gradient) {
       std::memset(arguments.workspace + sink_parts_, 0,
                   static_cast<std::size_t>(run.grid.total_tiles() * problem_.heads_q * 4));
     }
+    strips_.pack(arguments, run.grid);
     const std::int64_t heads = problem_.heads_kv;
     const std::int64_t sequences = TileGrid::sequences(problem_);
     for (std::int64_t turn = 0; turn < parts_; ++turn) {
@@ -142,7 +148,9 @@ class BackwardKernel final : public Kernel {
     const std::int64_t buffer =
         parts_ > 1 ? (problem_.varlen ? 0 : b) * problem_.heads_kv + h_kv : worker;
     auto* base = reinterpret_cast<float*>(run.arguments.workspace + sums.offset);
-    const std::int64_t row = parts_ > 1 ? s.kv_begin : 0;
+    const std::int64_t first =
+        strips_.any() ? strips_.first(b, s) * PackedStrips::kKeys : s.kv_begin;
+    const std::int64_t row = parts_ > 1 ? first : 0;
     return {base + buffer * sums.buffer_floats + row * sums.padded, sums.padded};
   }
 
@@ -168,8 +176,9 @@ class BackwardKernel final : public Kernel {
     }
     if (turn == 0) {
       for_own_keys(s, part, [&](std::int64_t key, std::int64_t count) {
-        zero_sums(d_k_, d_k, key, count);
-        zero_sums(d_v_, d_v, key, count);
+        const std::int64_t rows = strips_.any() ? round_up(count, PackedStrips::kKeys) : count;
+        zero_sums(d_k_, d_k, key, rows);
+        zero_sums(d_v_, d_v, key, rows);
       });
       if (part == 0) {
         zero_unused_keys(b, h_kv, s, d_k_, out.d_k);
@@ -220,6 +229,7 @@ class BackwardKernel final : public Kernel {
     auto* key_end = key_begin + (blocking_.tile_q + 15) / 16 * 16;
     describe_tile(problem_, a.inputs, blocking_, run.dropout, b, h, s, rows, key_begin, key_end,
                   tile);
+    strips_.attach(a, b, h / problem_.group(), s, tile);
     const std::int64_t first = s.q_begin + rows.begin;
     tile.scale = static_cast<float>(problem_.scale);
     tile.o = rows_of(problem_, a.outputs.o, b, h, first);
@@ -373,7 +383,10 @@ class BackwardKernel final : public Kernel {
   Problem problem_;
   const Isa& isa_;
   Blocking blocking_;
+  WorkspaceLayout layout_;
+  PackedStrips strips_;
   std::int64_t parts_ = 1;
+  std::size_t grid_ = 0;
   std::int64_t worker_floats_ = 0;
   std::int64_t worker_bytes_ = 0;
   std::size_t workers_ = 0;
@@ -381,7 +394,6 @@ class BackwardKernel final : public Kernel {
   Sums d_q_;
   Sums d_k_;
   Sums d_v_;
-  std::size_t workspace_bytes_ = 0;
 };
 
 }  // namespace

@@ -14,6 +14,8 @@ constexpr std::int64_t kMinBlockKv = 64;
 constexpr std::int64_t kMaxBlockKv = 256;
 constexpr std::int64_t kLargeL2Bytes = 1 << 20;
 constexpr std::int64_t kTasksPerThread = 3;
+constexpr std::int64_t kMatrixTileRows = 256;
+constexpr std::int64_t kMatrixBlockKv = 128;
 
 std::int64_t round_down(std::int64_t n, std::int64_t step) { return n / step * step; }
 std::int64_t round_up(std::int64_t n, std::int64_t step) { return (n + step - 1) / step * step; }
@@ -43,6 +45,11 @@ Blocking choose_blocking(const Problem& p, const Isa& isa) {
   const std::int64_t fitting = (l2_floats - b.block_kv * per_key) / per_row;
   b.tile_q = std::clamp(round_down(fitting, panel), panel * 2, kMaxTileRows);
 
+  if (isa.pack_strip != nullptr) {
+    b.block_kv = kMatrixBlockKv;
+    b.tile_q = kMatrixTileRows;
+  }
+
   // A block mask's rows of blocks are never straddled: a tile holds one, or an equal part of one.
   std::int64_t rows = p.seq_q;
   if (p.block_mask) rows = std::min(rows, p.block_q);
@@ -55,7 +62,8 @@ Blocking choose_blocking(const Problem& p, const Isa& isa) {
   }
   const std::int64_t parts = (rows + b.tile_q - 1) / b.tile_q;
   if (p.block_mask) b.tile_q = round_up((rows + parts - 1) / parts, isa.lanes);
-  b.block_kv = std::min(b.block_kv, round_up(std::max<std::int64_t>(p.seq_kv, 1), isa.lanes));
+  b.block_kv = std::min(b.block_kv, round_up(std::max<std::int64_t>(p.seq_kv, 1),
+                                             isa.pack_strip != nullptr ? 32 : isa.lanes));
   return b;
 }
 

@@ -8,10 +8,11 @@ namespace tessera::cpu {
 
 struct CpuInfo {
   std::string model;
-  std::string features;  ///< Space-separated, those Tessera knows of.
-  bool avx2 = false;     ///< With FMA and F16C.
-  bool avx512 = false;   ///< F, BW, DQ and VL.
-  int threads = 1;       ///< CPUs this process may use.
+  std::string features;   ///< Space-separated, those Tessera knows of.
+  bool avx2 = false;      ///< With FMA and F16C.
+  bool avx512 = false;    ///< F, BW, DQ and VL.
+  bool amx_bf16 = false;  ///< With AVX-512 BF16, and the system lets this process use the tiles.
+  int threads = 1;        ///< CPUs this process may use.
   std::int64_t l1_bytes = 0;
   std::int64_t l2_bytes = 0;
   std::int64_t l3_bytes = 0;

@@ -3,6 +3,7 @@
 #include <limits>
 
 #include "cpu/attention_kernel.hpp"
+#include "cpu/strips.hpp"
 
 namespace tessera::cpu {
 namespace {
@@ -12,22 +13,24 @@ constexpr double kLog2E = 1.44269504088896340736;
 class ForwardKernel final : public Kernel {
  public:
   ForwardKernel(const Problem& problem, const Isa& isa)
-      : problem_(problem), isa_(isa), blocking_(choose_blocking(problem, isa)) {
-    WorkspaceLayout layout;
-    layout.add((TileGrid::sequences(problem_) + 1) * sizeof(std::int64_t));
+      : problem_(problem),
+        isa_(isa),
+        blocking_(choose_blocking(problem, isa)),
+        strips_(problem_, isa_, blocking_, layout_) {
+    grid_ = layout_.add((TileGrid::sequences(problem_) + 1) * sizeof(std::int64_t));
     worker_floats_ = isa_.forward_scratch_floats(blocking_);
     worker_bytes_ = worker_floats_ * 4 + 2 * ((blocking_.tile_q * 4 + 63) / 64 * 64);
-    workers_ = layout.add(problem_.threads * worker_bytes_);
-    workspace_bytes_ = layout.bytes();
+    workers_ = layout_.add(problem_.threads * worker_bytes_);
   }
 
   std::string config() const override { return to_string(blocking_, isa_); }
-  std::size_t workspace_bytes() const override { return workspace_bytes_; }
+  std::size_t workspace_bytes() const override { return layout_.bytes(); }
 
   Status run(const Arguments& arguments) const override {
     const TileGrid grid(problem_, arguments.inputs, blocking_,
-                        reinterpret_cast<std::int64_t*>(arguments.workspace));
+                        reinterpret_cast<std::int64_t*>(arguments.workspace + grid_));
     const DropoutStream dropout(problem_.dropout_p, arguments.inputs.seed, arguments.inputs.offset);
+    strips_.pack(arguments, grid);
     const std::int64_t heads = problem_.heads_q;
     for_each_task(*arguments.executor, problem_.threads, grid.total_tiles() * heads,
                   [&](int worker, std::int64_t index) {
@@ -65,6 +68,7 @@ class ForwardKernel final : public Kernel {
     auto* key_end = key_begin + (blocking_.tile_q + 15) / 16 * 16;
     ForwardTile tile;
     describe_tile(problem_, in, blocking_, dropout, b, h, s, rows, key_begin, key_end, tile);
+    strips_.attach(arguments, b, h / problem_.group(), s, tile);
     tile.has_sink = problem_.sink;
     if (problem_.sink) {
       const float sink = static_cast<const float*>(in.sink.data)[h * in.sink.stride[0]];
@@ -79,10 +83,12 @@ class ForwardKernel final : public Kernel {
   Problem problem_;
   const Isa& isa_;
   Blocking blocking_;
+  WorkspaceLayout layout_;
+  PackedStrips strips_;
+  std::size_t grid_ = 0;
   std::int64_t worker_floats_ = 0;
   std::int64_t worker_bytes_ = 0;
   std::size_t workers_ = 0;
-  std::size_t workspace_bytes_ = 0;
 };
 
 }  // namespace

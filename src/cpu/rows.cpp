@@ -15,10 +15,20 @@ namespace {
 constexpr std::string_view kSupports =
     "f32 f16 bf16 (f32 arithmetic), forward and backward, every mask and feature, exact";
 
+constexpr std::string_view kSupportsBf16 =
+    "bf16 (products in bf16, f32 sums), forward and backward, every mask and feature, exact";
+
 std::string reject(const Problem& problem) {
   if (problem.dtype == DType::f64) return "dtype f64 is the reference's alone";
   if (problem.precision != Precision::exact) return "only precision exact is implemented";
   return {};
+}
+
+std::string reject_all_but_bf16(const Problem& problem) {
+  if (problem.dtype != DType::bf16) {
+    return std::string("dtype ") + name_of(problem.dtype) + ": the tiles multiply bf16 alone";
+  }
+  return reject(problem);
 }
 
 template <const Isa& kIsa>
@@ -33,7 +43,11 @@ std::string needs_avx2() { return cpu_info().avx2 ? "" : "this processor has no 
 std::string needs_avx512() {
   return cpu_info().avx512 ? "" : "this processor has no AVX-512 (F, BW, DQ, VL)";
 }
+std::string needs_amx() {
+  return cpu_info().amx_bf16 ? "" : "this processor or system has no AMX-BF16 with AVX-512 BF16";
+}
 #else
+std::string needs_amx() { return "this build is not for x86"; }
 std::string needs_avx2() { return "this build is not for x86"; }
 std::string needs_avx512() { return "this build is not for x86"; }
 #endif
@@ -62,11 +76,13 @@ Executor* executor(Executor* requested) {
 }  // namespace
 
 const Backend& backend() {
-  static const std::array<Row, 4> kRows = {{
+  static const std::array<Row, 5> kRows = {{
 #if defined(TESSERA_CPU_X86)
+      {"cpu_amx", kSupportsBf16, needs_amx, reject_all_but_bf16, make<kIsaAmx>},
       {"cpu_avx512", kSupports, needs_avx512, reject, make<kIsaAvx512>},
       {"cpu_avx2", kSupports, needs_avx2, reject, make<kIsaAvx2>},
 #else
+      {"cpu_amx", kSupportsBf16, needs_amx, reject_all_but_bf16, nullptr},
       {"cpu_avx512", kSupports, needs_avx512, reject, nullptr},
       {"cpu_avx2", kSupports, needs_avx2, reject, nullptr},
 #endif

@@ -1,0 +1,119 @@
+// The products of the bf16 kernels, on matrix tiles.
+//
+//   C[r][n] += Σ_k A[r][k] · B[k][n],   32 rows × 16 or 32 columns at a time, f32 sums
+//
+// As in the vector kernels queries lie in the columns, so that the softmax works lane by lane. A is
+// [row][k] in bf16: K and V as packed once per key/value head. B is in pairs, [k / 2][column][2]:
+// Q, dO, P and dS of one tile of queries. 2 × 2 tiles of sums with two tiles each of A and B make
+// four products for four loads, the best that eight tile registers allow.
+#pragma once
+
+#include "cpu/kernel/scores.hpp"
+
+namespace tessera::cpu {
+
+/// Rows of C that a product makes at a time, and keys of a strip: K and V are packed in strips.
+inline constexpr std::int64_t kStrip = 32;
+/// Columns of one tile of sums.
+inline constexpr std::int64_t kTileColumns = 16;
+
+TESSERA_INLINE std::int64_t whole_strips(std::int64_t n) {
+  return (n + kStrip - 1) / kStrip * kStrip;
+}
+
+/// A operand: `stride` elements between rows, `step` between tiles along the depth.
+struct MatrixA {
+  const bf16* data = nullptr;
+  std::int64_t stride = 0;
+  std::int64_t step = kStrip;
+};
+
+/// B operand: `columns` pairs in a row of pairs.
+struct MatrixB {
+  const bf16* data = nullptr;
+  std::int64_t columns = 0;
+};
+
+/// Sums of 32 rows × 16 · N columns in tile registers 0 … 2 N − 1.
+template <class S, int N>
+struct MatrixAccumulator {
+  static_assert(N == 1 || N == 2);
+
+  TESSERA_INLINE static void clear() {
+    S::template zero_tile<0>();
+    S::template zero_tile<1>();
+    if constexpr (N == 2) {
+      S::template zero_tile<2>();
+      S::template zero_tile<3>();
+    }
+  }
+  TESSERA_INLINE static void load(const float* c, std::int64_t stride) {
+    S::template load_tile<0>(c, stride * 4);
+    S::template load_tile<1>(c + 16 * stride, stride * 4);
+    if constexpr (N == 2) {
+      S::template load_tile<2>(c + kTileColumns, stride * 4);
+      S::template load_tile<3>(c + 16 * stride + kTileColumns, stride * 4);
+    }
+  }
+  TESSERA_INLINE static void store(float* c, std::int64_t stride) {
+    S::template store_tile<0>(c, stride * 4);
+    S::template store_tile<1>(c + 16 * stride, stride * 4);
+    if constexpr (N == 2) {
+      S::template store_tile<2>(c + kTileColumns, stride * 4);
+      S::template store_tile<3>(c + 16 * stride + kTileColumns, stride * 4);
+    }
+  }
+  /// `depth` is a multiple of 32.
+  TESSERA_INLINE static void multiply_add(MatrixA a, MatrixB b, std::int64_t depth) {
+    for (std::int64_t k = 0; k < depth; k += kStrip) {
+      S::template load_tile<6>(b.data, b.columns * 4);
+      S::template load_tile<4>(a.data, a.stride * 2);
+      S::template multiply_tiles<0, 4, 6>();
+      S::template load_tile<5>(a.data + 16 * a.stride, a.stride * 2);
+      S::template multiply_tiles<1, 5, 6>();
+      if constexpr (N == 2) {
+        S::template load_tile<7>(b.data + 2 * kTileColumns, b.columns * 4);
+        S::template multiply_tiles<2, 4, 7>();
+        S::template multiply_tiles<3, 5, 7>();
+      }
+      a.data += a.step;
+      b.data += kStrip * b.columns;
+    }
+  }
+};
+
+/// Calls f.operator()<N>(first column) over `columns`, a multiple of 16: 32 at a time, then 16.
+template <class F>
+TESSERA_INLINE void for_column_tiles(std::int64_t columns, F&& f) {
+  std::int64_t column = 0;
+  for (; column + 2 * kTileColumns <= columns; column += 2 * kTileColumns) {
+    f.template operator()<2>(column);
+  }
+  if (column < columns) f.template operator()<1>(column);
+}
+
+/// c[32][columns] = A · B.
+template <class S>
+TESSERA_INLINE void multiply_strip(MatrixA a, MatrixB b, std::int64_t depth, std::int64_t columns,
+                                   float* c, std::int64_t c_stride) {
+  for_column_tiles(columns, [&]<int N>(std::int64_t column) {
+    using Accumulator = MatrixAccumulator<S, N>;
+    Accumulator::clear();
+    Accumulator::multiply_add(a, {b.data + 2 * column, b.columns}, depth);
+    Accumulator::store(c + column, c_stride);
+  });
+}
+
+/// c[32][columns] += A · B.
+template <class S>
+TESSERA_INLINE void multiply_add_strip(MatrixA a, MatrixB b, std::int64_t depth,
+                                       std::int64_t columns, float* c, std::int64_t c_stride) {
+  for_column_tiles(columns, [&]<int N>(std::int64_t column) {
+    using Accumulator = MatrixAccumulator<S, N>;
+    Accumulator::load(c + column, c_stride);
+    Accumulator::multiply_add(a, {b.data + 2 * column, b.columns}, depth);
+    Accumulator::store(c + column, c_stride);
+  });
+}
+
+}  // namespace tessera::cpu
