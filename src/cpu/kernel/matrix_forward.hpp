@@ -1,11 +1,16 @@
 // Forward on matrix tiles: one tile of query rows of one head against all keys it may see.
 //
 //   for each block of keys, in strips of 32                 packed K and Vᵀ, L2
-//     for each panel of up to 4 vectors of queries          S and P of a block, L1 and L2
+//     for each panel of up to 4 vectors of queries          S and P of a block: one unit
 //       S[key][query]  = K · Qᵀ                             bf16 tiles, f32 sums
 //       masks, m, P = exp2(f S − m), l                      the vector kernels' steps, f32
 //       O[d][query]    = O · α + Vᵀ · P                     P rounded to bf16, f32 sums
 //   O / l, transposed back into the caller's rows
+//
+// The three lines are a pipeline: while the vector units make P of one unit, the tile multiplier
+// makes S of the next and O of the last. Its instructions are strewn among theirs (ProductSeries),
+// and the processor finds both side by side in its window. Hence two buffers of S and of P; O of a
+// panel is rescaled when its last unit's output has been added.
 //
 // Q is not scaled on the way in, that would round it: the factor scale · log₂e joins the
 // subtraction of the maximum. Blocks begin and end at whole strips; the keys of a strip that the
@@ -23,8 +28,8 @@ struct MatrixForwardScratch {
   float* m;      ///< [tile_q] running maximum, base 2.
   float* l;      ///< [tile_q] running sum.
   float* alpha;  ///< [one panel] what the last step multiplies O and l by.
-  float* s;      ///< [block_kv][one panel] scores; with dropout then P.
-  bf16* p;       ///< [block_kv / 2][one panel][2]
+  float* s[2];   ///< [block_kv][one panel] scores of one unit and of the next; with dropout then P.
+  bf16* p[2];    ///< [block_kv / 2][one panel][2] likewise.
   float* bias;   ///< [block_kv][one panel]
   std::int64_t floats;
 
@@ -39,8 +44,10 @@ struct MatrixForwardScratch {
     x.m = carver.floats(b.tile_q);
     x.l = carver.floats(b.tile_q);
     x.alpha = carver.floats(kPanel);
-    x.s = carver.floats(b.block_kv * kPanel);
-    x.p = reinterpret_cast<bf16*>(carver.floats(b.block_kv * kPanel / 2));
+    for (int i = 0; i < 2; ++i) {
+      x.s[i] = carver.floats(b.block_kv * kPanel);
+      x.p[i] = reinterpret_cast<bf16*>(carver.floats(b.block_kv * kPanel / 2));
+    }
     x.bias = carver.floats(b.block_kv * kPanel);
     x.floats = carver.used();
     return x;
@@ -54,6 +61,7 @@ struct PanelStrips {
   std::int64_t first = 0;  ///< Strip of the sequence.
   std::int64_t count = 0;
 
+  TESSERA_INLINE PanelStrips() {}
   TESSERA_INLINE PanelStrips(const Panel& panel, std::int64_t begin, std::int64_t end) {
     j0 = begin > panel.begin ? begin : panel.begin;
     n = (end < panel.end ? end : panel.end) - j0;
@@ -97,33 +105,46 @@ float finish_products(const ScoreContext& context, const KeySegment& segment,
   return factor;
 }
 
-/// One online-softmax step over the scores f · s of n keys, a multiple of 32: P goes to `p` in
-/// pairs of keys, or with `keep` stays in s.
+/// The maximum of the scores f · s of n keys joins m; l and what α multiplies follow. `base` gets
+/// what the exponents are relative to, negated.
 template <class S, int C>
-void matrix_softmax_step(float* s, std::int64_t n, float factor, float* m, float* l, float* alpha,
-                         bool keep, bf16* p) {
+TESSERA_INLINE void matrix_row_maxima(const float* s, std::int64_t n, float factor, float* m,
+                                      float* l, float* alpha, typename S::V (&base)[C]) {
   using V = typename S::V;
-  constexpr std::int64_t kLanes = C * S::kLanes;
-  const V largest = S::set(kLargest);
   const V f = S::set(factor);
-  V highest[C], base[C], sum[C];
+  V highest[C];
   TESSERA_UNROLL for (int c = 0; c < C; ++c) highest[c] = S::set(kMinusInfinity);
   for (std::int64_t j = 0; j < n; ++j) {
     TESSERA_UNROLL for (int c = 0; c < C; ++c) {
-      highest[c] = S::max(highest[c], S::load(s + j * kLanes + c * S::kLanes));
+      highest[c] = S::max(highest[c], S::load(s + (j * C + c) * S::kLanes));
     }
   }
   TESSERA_UNROLL for (int c = 0; c < C; ++c) {
     // Scores that overflowed f32 saturate; a row that has seen nothing keeps −inf and subtracts 0.
     const V m_old = S::load(m + c * S::kLanes);
-    const V m_new = S::min(largest, S::max(m_old, S::mul(f, highest[c])));
-    base[c] = S::select(S::equal(m_new, S::set(kMinusInfinity)), S::zero(), m_new);
-    const V a = exp2<S>(S::sub(m_old, base[c]));
+    const V m_new = S::min(S::set(kLargest), S::max(m_old, S::mul(f, highest[c])));
+    const V finite = S::select(S::equal(m_new, S::set(kMinusInfinity)), S::zero(), m_new);
+    const V a = exp2<S>(S::sub(m_old, finite));
     S::store(alpha + c * S::kLanes, a);
     S::store(m + c * S::kLanes, m_new);
-    sum[c] = S::mul(a, S::load(l + c * S::kLanes));
-    base[c] = S::sub(S::zero(), base[c]);
+    S::store(l + c * S::kLanes, S::mul(a, S::load(l + c * S::kLanes)));
+    base[c] = S::sub(S::zero(), finite);
   }
+}
+
+/// P = 2^(f · s + base) of n keys, an even number: to `p` in pairs of keys, or with `keep` into s.
+/// Its sums join l. The two products advance meanwhile.
+template <class S, int C>
+TESSERA_INLINE void matrix_weights(float* s, std::int64_t n, float factor,
+                                   const typename S::V (&base)[C], float* l, bool keep, bf16* p,
+                                   ProductSeries<S>& first, ProductSeries<S>& second) {
+  using V = typename S::V;
+  constexpr std::int64_t kLanes = C * S::kLanes;
+  const V f = S::set(factor);
+  V sum[C];
+  TESSERA_UNROLL for (int c = 0; c < C; ++c) sum[c] = S::load(l + c * S::kLanes);
+  const std::int64_t steps = first.steps() + second.steps();
+  std::int64_t due = 0;
   for (std::int64_t j = 0; j < n; j += 2) {
     TESSERA_UNROLL for (int c = 0; c < C; ++c) {
       float* at = s + j * kLanes + c * S::kLanes;
@@ -136,6 +157,13 @@ void matrix_softmax_step(float* s, std::int64_t n, float factor, float* m, float
         S::store(at + kLanes, odd);
       } else {
         S::store(reinterpret_cast<float*>(p + j * kLanes + 2 * c * S::kLanes), S::pairs(even, odd));
+      }
+    }
+    for (due += 2 * steps; due >= n; due -= n) {
+      if (!first.done()) {
+        first.step();
+      } else if (!second.done()) {
+        second.step();
       }
     }
   }
@@ -170,48 +198,127 @@ void rescale_output(const float* alpha, std::int64_t depth_v, float* o_t) {
   }
 }
 
-template <class S, int C>
-void matrix_forward_panel(const ForwardTile& tile, const MatrixForwardScratch& scratch,
-                          const Panel& panel, const KeySegment& segment,
-                          const PanelStrips& strips) {
-  constexpr std::int64_t kLanes = C * S::kLanes;
-  const StripLayout layout(tile.blocking);
-  const bf16* packed = tile.strips + strips.first * tile.strip_elements;
-  float* s = scratch.s;
-  const MatrixB q = {scratch.q + panel.lane0 * layout.depth, kLanes};
-  for (std::int64_t i = 0; i < strips.count; ++i) {
-    multiply_strip<S>({packed + i * tile.strip_elements, layout.depth}, q, layout.depth, kLanes,
-                      s + i * kStrip * kLanes, kLanes);
+/// A panel and the keys of one block that it sees: what the softmax works on at a time.
+struct MatrixUnit {
+  const Panel* panel = nullptr;
+  KeySegment segment;
+  PanelStrips strips;
+};
+
+/// Gives the units of a tile: block by block, and within a block panel by panel.
+template <class S>
+class MatrixUnits {
+ public:
+  MatrixUnits(const TileBase& tile, const Panels<S>& panels)
+      : tile_(tile), panels_(panels), walk_(tile.keys), panel_(panels.count) {}
+
+  bool next(MatrixUnit& unit) {
+    for (;;) {
+      for (; panel_ < panels_.count; ++panel_) {
+        const std::int64_t step = block_ + tile_.blocking.block_kv;
+        unit.strips =
+            PanelStrips(panels_.at[panel_], block_ > segment_.begin ? block_ : segment_.begin,
+                        step < segment_.end ? step : segment_.end);
+        if (unit.strips.n <= 0) continue;
+        unit.panel = &panels_.at[panel_++];
+        unit.segment = segment_;
+        return true;
+      }
+      block_ += tile_.blocking.block_kv;
+      if (block_ >= segment_.end) {
+        if (!next_segment(walk_, segment_)) return false;
+        block_ = segment_.begin / kStrip * kStrip;
+      }
+      panel_ = 0;
+    }
   }
+
+ private:
+  const TileBase& tile_;
+  const Panels<S>& panels_;
+  KeyWalk walk_;
+  KeySegment segment_;
+  std::int64_t block_ = 0;
+  std::int64_t panel_;
+};
+
+/// S = K · Qᵀ of a unit, to come.
+template <class S>
+ProductSeries<S> scores_of(const ForwardTile& tile, const MatrixForwardScratch& scratch,
+                           const MatrixUnit& unit, float* s) {
+  const StripLayout layout(tile.blocking);
+  const std::int64_t lanes = unit.panel->lanes;
+  ProductSeries<S> product;
+  product.a = {tile.strips + unit.strips.first * tile.strip_elements, layout.depth};
+  product.b = {scratch.q + unit.panel->lane0 * layout.depth, lanes};
+  product.depth = layout.depth;
+  product.columns = lanes;
+  product.c = s;
+  product.c_stride = lanes;
+  product.strips = unit.strips.count;
+  product.a_strip = tile.strip_elements;
+  return product;
+}
+
+/// O += Vᵀ · P of a unit, to come.
+template <class S>
+ProductSeries<S> values_of(const ForwardTile& tile, const MatrixForwardScratch& scratch,
+                           const MatrixUnit& unit, const bf16* p) {
+  const StripLayout layout(tile.blocking);
+  const std::int64_t lanes = unit.panel->lanes;
+  ProductSeries<S> product;
+  product.a = {tile.strips + unit.strips.first * tile.strip_elements + layout.v(), kStrip,
+               tile.strip_elements};
+  product.b = {p, lanes};
+  product.depth = unit.strips.keys();
+  product.columns = lanes;
+  product.c = scratch.o_t + unit.panel->lane0 * layout.depth_v;
+  product.c_stride = lanes;
+  product.strips = layout.depth_v / kStrip;
+  product.a_strip = kStrip * kStrip;
+  product.add = true;
+  return product;
+}
+
+/// Scores to weights for one unit while the scores of the next unit and the output of the last one
+/// are multiplied; then O is made ready for this unit's output.
+template <class S, int C>
+void matrix_softmax(const ForwardTile& tile, const MatrixForwardScratch& scratch,
+                    const MatrixUnit& unit, float* s, bf16* p, ProductSeries<S>& scores,
+                    ProductSeries<S>& values) {
+  constexpr std::int64_t kLanes = C * S::kLanes;
+  const Panel& panel = *unit.panel;
   const ScoreContext context = {&tile.rules,
                                 tile.key_begin + panel.lane0,
                                 tile.key_end + panel.lane0,
                                 panel,
-                                strips.j0,
-                                strips.n,
+                                unit.strips.j0,
+                                unit.strips.n,
                                 scratch.bias,
                                 nullptr};
-  const float factor =
-      finish_products<S, C>(context, segment, strips, __builtin_fabsf(tile.rules.q_scale), s);
-  matrix_softmax_step<S, C>(s, strips.keys(), factor, scratch.m + panel.lane0,
-                            scratch.l + panel.lane0, scratch.alpha, tile.rules.dropout, scratch.p);
+  const float factor = finish_products<S, C>(context, unit.segment, unit.strips,
+                                             __builtin_fabsf(tile.rules.q_scale), s);
+  const std::int64_t keys = unit.strips.keys();
+  typename S::V base[C];
+  matrix_row_maxima<S, C>(s, keys, factor, scratch.m + panel.lane0, scratch.l + panel.lane0,
+                          scratch.alpha, base);
+  matrix_weights<S, C>(s, keys, factor, base, scratch.l + panel.lane0, tile.rules.dropout, p,
+                       scores, values);
   if (tile.rules.dropout) {
-    apply_dropout<S, C>(context, s + strips.offset() * kLanes);
-    store_key_pairs<S>(s, strips.keys(), kLanes, scratch.p);
+    apply_dropout<S, C>(context, s + unit.strips.offset() * kLanes);
+    store_key_pairs<S>(s, keys, kLanes, p);
   }
-  float* o_t = scratch.o_t + panel.lane0 * layout.depth_v;
-  rescale_output<S, C>(scratch.alpha, layout.depth_v, o_t);
-  for (std::int64_t d = 0; d < layout.depth_v; d += kStrip) {
-    multiply_add_strip<S>({packed + layout.v() + d * kStrip, kStrip, tile.strip_elements},
-                          {scratch.p, kLanes}, strips.keys(), kLanes, o_t + d * kLanes, kLanes);
-  }
+  scores.finish();
+  values.finish();
+  const std::int64_t depth_v = StripLayout(tile.blocking).depth_v;
+  rescale_output<S, C>(scratch.alpha, depth_v, scratch.o_t + panel.lane0 * depth_v);
 }
 
+/// Q packed, O and the running numbers at their start.
 template <class S>
-void matrix_forward_tile(const ForwardTile& tile, float* base) {
+void begin_matrix_tile(const ForwardTile& tile, const MatrixForwardScratch& scratch,
+                       const Panels<S>& panels) {
   const StripLayout layout(tile.blocking);
-  const MatrixForwardScratch scratch = MatrixForwardScratch::carve<S>(tile.blocking, base);
-  const Panels<S> panels(tile);
   for (const Panel& panel : panels) {
     Rows q = tile.q;
     q.data = static_cast<const bf16*>(q.data) + panel.lane0 * q.stride;
@@ -226,29 +333,37 @@ void matrix_forward_tile(const ForwardTile& tile, float* base) {
       S::store(scratch.l + panel.lane0 + i, S::zero());
     }
   }
+}
 
+template <class S>
+void matrix_forward_tile(const ForwardTile& tile, float* base) {
+  const MatrixForwardScratch scratch = MatrixForwardScratch::carve<S>(tile.blocking, base);
+  const Panels<S> panels(tile);
+  begin_matrix_tile(tile, scratch, panels);
+  MatrixUnits<S> units(tile, panels);
+  MatrixUnit unit, coming;
+  ProductSeries<S> scores, values;
   S::configure_tiles();
-  KeyWalk walk = tile.keys;
-  KeySegment segment;
-  while (next_segment(walk, segment)) {
-    const std::int64_t step = tile.blocking.block_kv;
-    for (std::int64_t block = segment.begin / kStrip * kStrip; block < segment.end; block += step) {
-      const std::int64_t begin = block > segment.begin ? block : segment.begin;
-      const std::int64_t end = block + step < segment.end ? block + step : segment.end;
-      for (const Panel& panel : panels) {
-        const PanelStrips strips(panel, begin, end);
-        if (strips.n <= 0) continue;
-        with_vectors<S>(panel.vectors, [&]<int C>() {
-          matrix_forward_panel<S, C>(tile, scratch, panel, segment, strips);
-        });
-      }
-    }
+  int turn = 0;
+  bool more = units.next(unit);
+  if (more) scores = scores_of<S>(tile, scratch, unit, scratch.s[turn]);
+  scores.finish();
+  while (more) {
+    more = units.next(coming);
+    if (more) scores = scores_of<S>(tile, scratch, coming, scratch.s[1 - turn]);
+    with_vectors<S>(unit.panel->vectors, [&]<int C>() {
+      matrix_softmax<S, C>(tile, scratch, unit, scratch.s[turn], scratch.p[turn], scores, values);
+    });
+    values = values_of<S>(tile, scratch, unit, scratch.p[turn]);
+    unit = coming;
+    turn = 1 - turn;
   }
+  values.finish();
   S::release_tiles();
-
+  const std::int64_t depth_v = StripLayout(tile.blocking).depth_v;
   for (const Panel& panel : panels) {
-    finish_panel<S>(tile, panel, scratch.o_t + panel.lane0 * layout.depth_v,
-                    scratch.m + panel.lane0, scratch.l + panel.lane0);
+    finish_panel<S>(tile, panel, scratch.o_t + panel.lane0 * depth_v, scratch.m + panel.lane0,
+                    scratch.l + panel.lane0);
   }
 }
 

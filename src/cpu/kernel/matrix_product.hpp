@@ -116,4 +116,63 @@ TESSERA_INLINE void multiply_add_strip(MatrixA a, MatrixB b, std::int64_t depth,
   });
 }
 
+/// A product C = A · B or C += A · B of many strips of rows, done one step at a time: a step is 32
+/// of the depth for 32 × 32 sums, 64 cycles of the tile multiplier, and few instructions. So it
+/// runs in the shadow of vector code that it is strewn into.
+template <class S>
+struct ProductSeries {
+  MatrixA a;
+  MatrixB b;
+  std::int64_t depth = 0;
+  std::int64_t columns = 0;
+  float* c = nullptr;
+  std::int64_t c_stride = 0;
+  std::int64_t strips = 0;   ///< Of 32 rows of C, …
+  std::int64_t a_strip = 0;  ///< … whose A lies this many elements apart.
+  bool add = false;
+  std::int64_t column = 0;  ///< Where the next step is.
+  std::int64_t k = 0;
+
+  TESSERA_INLINE bool done() const { return strips == 0; }
+  TESSERA_INLINE std::int64_t steps() const {
+    return strips * ((columns + 31) / 32) * (depth / kStrip);
+  }
+
+  TESSERA_INLINE void step() {
+    if (column + 2 * kTileColumns <= columns) {
+      step_columns<2>();
+    } else {
+      step_columns<1>();
+    }
+  }
+  TESSERA_INLINE void finish() {
+    while (!done()) step();
+  }
+
+ private:
+  template <int N>
+  TESSERA_INLINE void step_columns() {
+    using Accumulator = MatrixAccumulator<S, N>;
+    if (k == 0) {
+      if (add) {
+        Accumulator::load(c + column, c_stride);
+      } else {
+        Accumulator::clear();
+      }
+    }
+    Accumulator::multiply_add({a.data + k / kStrip * a.step, a.stride, 0},
+                              {b.data + k * b.columns + 2 * column, b.columns}, kStrip);
+    k += kStrip;
+    if (k < depth) return;
+    Accumulator::store(c + column, c_stride);
+    k = 0;
+    column += N * kTileColumns;
+    if (column < columns) return;
+    column = 0;
+    a.data += a_strip;
+    c += kStrip * c_stride;
+    --strips;
+  }
+};
+
 }  // namespace tessera::cpu
