@@ -31,8 +31,9 @@ class ThreadPerTask final : public Executor {
   }
 };
 
-Case threaded_case(bool packed) {
+Case threaded_case(bool packed, DType dtype = DType::f32) {
   Case c;
+  c.dtype = dtype;
   c.heads_q = 4;
   c.heads_kv = 2;
   c.seq_q = 100;
@@ -66,10 +67,10 @@ TEST(Threading, AnyExecutorGivesTheSameBits) {
   ThreadPerTask per_task;
   const std::unique_ptr<Executor> pool = make_thread_pool(3);
   ASSERT_EQ(pool->concurrency(), 3);
-  for (bool packed : {false, true}) {
-    const Case c = threaded_case(packed);
+  for (int kind = 0; kind < 4; ++kind) {
+    const Case c = threaded_case(kind % 2 == 1, kind < 2 ? DType::f32 : DType::bf16);
     const Workload w = make_workload(c);
-    for (const std::string& row : host_rows_under_test()) {
+    for (const std::string& row : host_rows_under_test(c)) {
       const Results expected = make_results(c);
       ASSERT_TRUE(run_case(c, w, expected, row, 0xff, &serial).status.ok());
       for (Executor* executor : {static_cast<Executor*>(&per_task), pool.get()}) {
@@ -87,7 +88,7 @@ TEST(Threading, ARunMayUseAnotherExecutorThanThePlan) {
   ThreadPerTask per_task;
   const Case c = threaded_case(false);
   const Workload w = make_workload(c);
-  for (const std::string& row : host_rows_under_test()) {
+  for (const std::string& row : host_rows_under_test(c)) {
     PlanOptions options;
     options.implementation = row;
     options.threads = 5;
@@ -113,7 +114,7 @@ TEST(Threading, OnePlanOnManyThreads) {
   const Case c = threaded_case(false);
   const Workload w = make_workload(c);
   const Inputs inputs = w.inputs();
-  for (const std::string& row : host_rows_under_test()) {
+  for (const std::string& row : host_rows_under_test(c)) {
     const Results expected = make_results(c);
     ASSERT_TRUE(run_case(c, w, expected, row).status.ok());
     PlanOptions options;
