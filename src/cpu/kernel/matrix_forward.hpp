@@ -12,6 +12,9 @@
 // and the processor finds both side by side in its window. Hence two buffers of S and of P; O of a
 // panel is rescaled when its last unit's output has been added.
 //
+// A row's maximum is renewed when a score exceeds it by more than kLargestExponent. Most units find
+// none and go over their scores once.
+//
 // Q is not scaled on the way in, that would round it: the factor scale · log₂e joins the
 // subtraction of the maximum. Blocks begin and end at whole strips; the keys of a strip that the
 // panel does not see have the score −inf, and packed zeros where nobody sees them.
@@ -105,13 +108,25 @@ float finish_products(const ScoreContext& context, const KeySegment& segment,
   return factor;
 }
 
-/// The maximum of the scores f · s of n keys joins m; l and what α multiplies follow. `base` gets
-/// what the exponents are relative to, negated.
+/// Weights may grow to 2 to this before a row's maximum is renewed: bf16 has f32's range, and the
+/// sum's rounding is relative. So O is rescaled for a few blocks of keys only, not for all those in
+/// which one of a panel's rows finds a slightly larger score.
+inline constexpr float kLargestExponent = 8;
+
+/// What the exponents of each row are relative to, negated: m, or 0 while nothing has been seen.
 template <class S, int C>
-TESSERA_INLINE void matrix_row_maxima(const float* s, std::int64_t n, float factor, float* m,
-                                      float* l, float* alpha, typename S::V (&base)[C]) {
+TESSERA_INLINE void load_bases(const float* m, typename S::V (&base)[C]) {
+  TESSERA_UNROLL for (int c = 0; c < C; ++c) {
+    const typename S::V at = S::load(m + c * S::kLanes);
+    const typename S::M nothing = S::equal(at, S::set(kMinusInfinity));
+    base[c] = S::select(nothing, S::zero(), S::sub(S::zero(), at));
+  }
+}
+
+/// The maximum of the scores f · s of n keys joins m; l and what α multiplies follow.
+template <class S, int C>
+void renew_maxima(const float* s, std::int64_t n, float factor, float* m, float* l, float* alpha) {
   using V = typename S::V;
-  const V f = S::set(factor);
   V highest[C];
   TESSERA_UNROLL for (int c = 0; c < C; ++c) highest[c] = S::set(kMinusInfinity);
   for (std::int64_t j = 0; j < n; ++j) {
@@ -122,35 +137,43 @@ TESSERA_INLINE void matrix_row_maxima(const float* s, std::int64_t n, float fact
   TESSERA_UNROLL for (int c = 0; c < C; ++c) {
     // Scores that overflowed f32 saturate; a row that has seen nothing keeps −inf and subtracts 0.
     const V m_old = S::load(m + c * S::kLanes);
-    const V m_new = S::min(S::set(kLargest), S::max(m_old, S::mul(f, highest[c])));
+    const V m_new = S::min(S::set(kLargest), S::max(m_old, S::mul(S::set(factor), highest[c])));
     const V finite = S::select(S::equal(m_new, S::set(kMinusInfinity)), S::zero(), m_new);
     const V a = exp2<S>(S::sub(m_old, finite));
     S::store(alpha + c * S::kLanes, a);
     S::store(m + c * S::kLanes, m_new);
     S::store(l + c * S::kLanes, S::mul(a, S::load(l + c * S::kLanes)));
-    base[c] = S::sub(S::zero(), finite);
   }
 }
 
-/// P = 2^(f · s + base) of n keys, an even number: to `p` in pairs of keys, or with `keep` into s.
-/// Its sums join l. The two products advance meanwhile.
+/// P = 2^(f · s − m) of n keys, an even number: to `p` in pairs of keys, or with `keep` into s. The
+/// two products advance meanwhile. Returns whether no weight exceeds the largest exponent; unless
+/// the maxima have been `renewed`, the sums join l only then, and without that the weights are of
+/// no use.
 template <class S, int C>
-TESSERA_INLINE void matrix_weights(float* s, std::int64_t n, float factor,
-                                   const typename S::V (&base)[C], float* l, bool keep, bf16* p,
-                                   ProductSeries<S>& first, ProductSeries<S>& second) {
+TESSERA_INLINE bool make_weights(float* s, std::int64_t n, float factor, const float* m, float* l,
+                                 bool renewed, bool keep, bf16* p, ProductSeries<S>& first,
+                                 ProductSeries<S>& second) {
   using V = typename S::V;
   constexpr std::int64_t kLanes = C * S::kLanes;
   const V f = S::set(factor);
-  V sum[C];
-  TESSERA_UNROLL for (int c = 0; c < C; ++c) sum[c] = S::load(l + c * S::kLanes);
+  const V largest = S::set(kLargestExponent);
+  V base[C], sum[C], highest[C];
+  load_bases<S, C>(m, base);
+  TESSERA_UNROLL for (int c = 0; c < C; ++c) {
+    sum[c] = S::load(l + c * S::kLanes);
+    highest[c] = S::set(kMinusInfinity);
+  }
   const std::int64_t steps = first.steps() + second.steps();
   std::int64_t due = 0;
   for (std::int64_t j = 0; j < n; j += 2) {
     TESSERA_UNROLL for (int c = 0; c < C; ++c) {
       float* at = s + j * kLanes + c * S::kLanes;
-      // At most 0 but for rounding, and for scores that overflowed.
-      const V even = exp2<S>(S::min(S::zero(), S::fma(f, S::load(at), base[c])));
-      const V odd = exp2<S>(S::min(S::zero(), S::fma(f, S::load(at + kLanes), base[c])));
+      const V x = S::fma(f, S::load(at), base[c]);
+      const V y = S::fma(f, S::load(at + kLanes), base[c]);
+      highest[c] = S::max(highest[c], S::max(x, y));
+      const V even = exp2<S>(S::min(largest, x));
+      const V odd = exp2<S>(S::min(largest, y));
       sum[c] = S::add(sum[c], S::add(even, odd));
       if (keep) {
         S::store(at, even);
@@ -167,7 +190,18 @@ TESSERA_INLINE void matrix_weights(float* s, std::int64_t n, float factor,
       }
     }
   }
-  TESSERA_UNROLL for (int c = 0; c < C; ++c) S::store(l + c * S::kLanes, sum[c]);
+  bool small = true;
+  TESSERA_UNROLL for (int c = 0; c < C; ++c) {
+    // A row that has seen nothing must get a maximum, whatever its first scores are.
+    const typename S::V seen =
+        S::select(S::equal(S::load(m + c * S::kLanes), S::set(kMinusInfinity)),
+                  S::set(kMinusInfinity), largest);
+    small = small && !S::any(S::less(seen, highest[c]));
+  }
+  if (small || renewed) {
+    TESSERA_UNROLL for (int c = 0; c < C; ++c) S::store(l + c * S::kLanes, sum[c]);
+  }
+  return small;
 }
 
 /// p[j / 2][lane][j % 2] = s[j][lane] in bf16, for n rows, an even number.
@@ -299,19 +333,26 @@ void matrix_softmax(const ForwardTile& tile, const MatrixForwardScratch& scratch
   const float factor = finish_products<S, C>(context, unit.segment, unit.strips,
                                              __builtin_fabsf(tile.rules.q_scale), s);
   const std::int64_t keys = unit.strips.keys();
-  typename S::V base[C];
-  matrix_row_maxima<S, C>(s, keys, factor, scratch.m + panel.lane0, scratch.l + panel.lane0,
-                          scratch.alpha, base);
-  matrix_weights<S, C>(s, keys, factor, base, scratch.l + panel.lane0, tile.rules.dropout, p,
-                       scores, values);
-  if (tile.rules.dropout) {
+  float* m = scratch.m + panel.lane0;
+  float* l = scratch.l + panel.lane0;
+  const bool dropout = tile.rules.dropout;
+  // As if the maxima known so far would do; if not, once more with those of these scores.
+  const bool settled = !dropout && m[0] != kMinusInfinity &&
+                       make_weights<S, C>(s, keys, factor, m, l, false, false, p, scores, values);
+  if (!settled) {
+    renew_maxima<S, C>(s, keys, factor, m, l, scratch.alpha);
+    make_weights<S, C>(s, keys, factor, m, l, true, dropout, p, scores, values);
+  }
+  if (dropout) {
     apply_dropout<S, C>(context, s + unit.strips.offset() * kLanes);
     store_key_pairs<S>(s, keys, kLanes, p);
   }
   scores.finish();
   values.finish();
   const std::int64_t depth_v = StripLayout(tile.blocking).depth_v;
-  rescale_output<S, C>(scratch.alpha, depth_v, scratch.o_t + panel.lane0 * depth_v);
+  if (!settled) {
+    rescale_output<S, C>(scratch.alpha, depth_v, scratch.o_t + panel.lane0 * depth_v);
+  }
 }
 
 /// Q packed, O and the running numbers at their start.

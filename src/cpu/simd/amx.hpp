@@ -47,6 +47,8 @@ struct Amx : Avx512 {
     asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kC), "i"(kA), "i"(kB));
   }
 
+  static bool any(M m) { return m != 0; }
+
   /// bf16 of `even` in the lanes' low halves and of `odd` in their high ones, to nearest with ties
   /// away from zero.
   static V pairs(V even, V odd) {
