@@ -91,6 +91,20 @@ void describe_tile(const Problem& problem, const Inputs& inputs, const Blocking&
                    const TileRows& rows, std::int32_t* key_begin, std::int32_t* key_end,
                    TileBase& tile);
 
+/// The same for a forward tile, with its sink and where its results go.
+void describe_forward_tile(const Problem& problem, const Arguments& arguments,
+                           const Blocking& blocking, const DropoutStream& dropout, std::int64_t b,
+                           std::int64_t h, const Sequence& s, const TileRows& rows,
+                           std::int32_t* key_begin, std::int32_t* key_end, ForwardTile& tile);
+
+/// O = 0 and LSE = −inf in the tile's rows behind the used ones.
+void zero_unused_rows(const Problem& problem, const Outputs& outputs, std::int64_t b,
+                      std::int64_t h, const Sequence& s, const TileRows& rows);
+
+/// Into how many parts, `most` at the most, to cut each of `heads` equal pieces of work: as few as
+/// keep the threads evenly busy.
+std::int64_t choose_parts(std::int64_t heads, int threads, std::int64_t most);
+
 /// Runs body(worker) for `threads` workers on the executor.
 template <class Body>
 void for_workers(Executor& executor, int threads, Body&& body) {
@@ -112,6 +126,9 @@ void for_each_task(Executor& executor, int threads, std::int64_t count, Body&& b
 }
 
 std::unique_ptr<Kernel> make_forward(const Problem& problem, const Isa& isa);
+/// Whether a forward problem has so few query rows that its heads' keys are shared out.
+bool are_few_rows(const Problem& problem, const Isa& isa);
+std::unique_ptr<Kernel> make_few_rows(const Problem& problem, const Isa& isa);
 std::unique_ptr<Kernel> make_backward(const Problem& problem, const Isa& isa);
 
 }  // namespace tessera::cpu

@@ -17,25 +17,11 @@ namespace {
 
 std::int64_t round_up(std::int64_t n, std::int64_t step) { return (n + step - 1) / step * step; }
 
-/// How many parts to cut each head into: as few as keep the threads evenly busy.
-std::int64_t choose_parts(const Problem& p, const Blocking& blocking) {
-  const std::int64_t heads = std::max<std::int64_t>(p.batch * p.heads_kv, 1);
+/// A head has no more parts than tiles of queries, or blocks of keys.
+std::int64_t most_parts(const Problem& p, const Blocking& blocking) {
   const std::int64_t tiles = (p.seq_q + blocking.tile_q - 1) / blocking.tile_q * p.group();
   const std::int64_t units = (p.seq_kv + blocking.block_kv - 1) / blocking.block_kv;
-  const std::int64_t most = std::max<std::int64_t>(
-      std::min({tiles, units, (4 * std::int64_t{p.threads} + heads - 1) / heads}), 1);
-  std::int64_t best = 1;
-  double best_busy = 0;
-  for (std::int64_t parts = 1; parts <= most && best_busy < 0.95; ++parts) {
-    const std::int64_t tasks = heads * parts;
-    const std::int64_t rounds = (tasks + p.threads - 1) / p.threads;
-    const double busy = static_cast<double>(tasks) / static_cast<double>(rounds * p.threads);
-    if (busy > best_busy) {
-      best = parts;
-      best_busy = busy;
-    }
-  }
-  return best;
+  return std::min(tiles, units);
 }
 
 /// Where one of dQ, dK, dV accumulates in f32.
@@ -54,7 +40,8 @@ class BackwardKernel final : public Kernel {
         isa_(isa),
         blocking_(choose_blocking(problem, isa)),
         strips_(problem_, isa_, blocking_, layout_) {
-    parts_ = choose_parts(problem_, blocking_);
+    parts_ = choose_parts(problem_.batch * problem_.heads_kv, problem_.threads,
+                          most_parts(problem_, blocking_));
     grid_ = layout_.add((TileGrid::sequences(problem_) + 1) * sizeof(std::int64_t));
     const std::int64_t sink_floats =
         problem_.sink_gradient ? TileGrid::most_tiles(problem_, blocking_) * problem_.heads_q : 0;

@@ -1,14 +1,11 @@
 // Forward driver: shares the tiles of all heads and sequences out over the threads.
 #include <algorithm>
-#include <limits>
 
 #include "cpu/attention_kernel.hpp"
 #include "cpu/strips.hpp"
 
 namespace tessera::cpu {
 namespace {
-
-constexpr double kLog2E = 1.44269504088896340736;
 
 class ForwardKernel final : public Kernel {
  public:
@@ -48,35 +45,18 @@ class ForwardKernel final : public Kernel {
  private:
   void run_tile(const Arguments& arguments, const TileGrid& grid, const DropoutStream& dropout,
                 int worker, std::int64_t b, std::int64_t h, std::int64_t index) const {
-    const Inputs& in = arguments.inputs;
     const Sequence s = grid.sequence(b);
     const TileRows rows = grid.rows(s, index);
-    const std::int64_t first = s.q_begin + rows.begin;
-    const OutputRows o = output_rows_of(problem_, arguments.outputs.o, b, h, first);
-    const RowValues lse = row_values_of(problem_, arguments.outputs.lse, b, h, first);
-    zero_rows(output_rows_of(problem_, arguments.outputs.o, b, h, first + rows.used),
-              rows.rows - rows.used, problem_.head_dim_v);
-    if (lse.data != nullptr) {
-      for (std::int64_t i = rows.used; i < rows.rows; ++i) {
-        lse.data[i * lse.stride] = -std::numeric_limits<float>::infinity();
-      }
-    }
+    zero_unused_rows(problem_, arguments.outputs, b, h, s, rows);
     if (rows.used == 0) return;
 
     std::byte* memory = arguments.workspace + workers_ + worker * worker_bytes_;
     auto* key_begin = reinterpret_cast<std::int32_t*>(memory + worker_floats_ * 4);
     auto* key_end = key_begin + (blocking_.tile_q + 15) / 16 * 16;
     ForwardTile tile;
-    describe_tile(problem_, in, blocking_, dropout, b, h, s, rows, key_begin, key_end, tile);
+    describe_forward_tile(problem_, arguments, blocking_, dropout, b, h, s, rows, key_begin,
+                          key_end, tile);
     strips_.attach(arguments, b, h / problem_.group(), s, tile);
-    tile.has_sink = problem_.sink;
-    if (problem_.sink) {
-      const float sink = static_cast<const float*>(in.sink.data)[h * in.sink.stride[0]];
-      tile.sink = static_cast<float>(sink * kLog2E);
-    }
-    tile.o = o;
-    tile.lse = lse.data;
-    tile.lse_stride = lse.stride;
     isa_.forward(tile, reinterpret_cast<float*>(memory));
   }
 
@@ -94,6 +74,7 @@ class ForwardKernel final : public Kernel {
 }  // namespace
 
 std::unique_ptr<Kernel> make_forward(const Problem& problem, const Isa& isa) {
+  if (are_few_rows(problem, isa)) return make_few_rows(problem, isa);
   return std::make_unique<ForwardKernel>(problem, isa);
 }
 

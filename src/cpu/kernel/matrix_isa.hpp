@@ -1,6 +1,7 @@
 // The functions of an instruction set with matrix tiles.
 #pragma once
 
+#include "cpu/kernel/isa.hpp"
 #include "cpu/kernel/matrix_backward.hpp"
 #include "cpu/kernel/matrix_forward.hpp"
 
@@ -30,6 +31,7 @@ constexpr Isa make_matrix_isa() {
           matrix_backward_tile<S>,
           bias_gradient_tile<S>,
           store_rows<S>,
+          few_rows_functions<S>(),
           strip_elements<S>,
           pack_strip<S>};
 }

@@ -152,6 +152,17 @@ struct BiasGradientTile : BackwardTile {
   std::int64_t d_bias_stride = 0;
 };
 
+/// Forward for few query rows, keys in parts: kernel/few_rows.hpp.
+struct FewRowsFunctions {
+  std::int64_t (*scratch_floats)(const Blocking&) = nullptr;
+  /// Floats of the partial result of one head's `rows`, which must start cleared.
+  std::int64_t (*partial_floats)(const Blocking&, std::int64_t rows) = nullptr;
+  void (*clear)(const Blocking&, std::int64_t rows, float* partial) = nullptr;
+  void (*add_keys)(const ForwardTile&, float* partial, float* scratch) = nullptr;
+  void (*merge)(const ForwardTile&, float* partials, std::int64_t stride,
+                std::int64_t count) = nullptr;
+};
+
 /// The functions of one instruction set.
 struct Isa {
   int lanes = 0;
@@ -165,6 +176,7 @@ struct Isa {
   /// out[r][c] = in[r][c] for `count` rows of `columns`, from f32 accumulators to any dtype.
   void (*store_rows)(const float* in, std::int64_t in_stride, std::int64_t count,
                      std::int64_t columns, OutputRows out);
+  FewRowsFunctions few_rows;
   /// Elements of a packed strip of K and V, and how to pack one; null where nothing is packed.
   std::int64_t (*strip_elements)(const Blocking&, bool backward) = nullptr;
   void (*pack_strip)(const StripSource&, bf16* out) = nullptr;
