@@ -58,15 +58,35 @@ struct FewRowsScratch {
   }
 };
 
+/// Rows that will be read soon, asked for while others are worked on: 16 rows side by side are more
+/// streams than a processor follows by itself.
+struct ComingRows {
+  const char* data = nullptr;
+  std::int64_t stride = 0;  ///< In bytes.
+  std::int64_t bytes = 0;   ///< Of a row.
+
+  TESSERA_INLINE void prefetch(std::int64_t row) const {
+    for (std::int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(data + row * stride + i);
+  }
+};
+
+TESSERA_INLINE ComingRows coming_rows(const Rows& rows, std::int64_t row, std::int64_t columns) {
+  const std::int64_t size = rows.dtype == DType::f32 ? 4 : 2;
+  return {static_cast<const char*>(rows.data) + row * rows.stride * size, rows.stride * size,
+          columns * size};
+}
+
 /// s[key][row] = q[row] · k[key] for n keys; the lanes of other rows are zero.
 template <class S, class T>
 void dot_keys(const T* k, std::int64_t k_stride, std::int64_t n, const float* q,
-              std::int64_t q_stride, std::int64_t rows, std::int64_t head_dim, float* s) {
+              std::int64_t q_stride, std::int64_t rows, std::int64_t head_dim,
+              const ComingRows& coming, float* s) {
   using V = typename S::V;
   const std::int64_t whole = head_dim / S::kLanes * S::kLanes;
   for (std::int64_t j = 0; j < n; j += S::kLanes) {
     const T* key[S::kLanes];
     for (int r = 0; r < S::kLanes; ++r) key[r] = k + (j + r < n ? j + r : n - 1) * k_stride;
+    for (int r = 0; r < S::kLanes; ++r) coming.prefetch(j + r < n ? j + r : n - 1);
     V scores[S::kLanes];
     for (int row = 0; row < S::kLanes; ++row) scores[row] = S::zero();
     for (std::int64_t row = 0; row < rows; ++row) {
@@ -98,7 +118,8 @@ void dot_keys(const T* k, std::int64_t k_stride, std::int64_t n, const float* q,
 /// o[d …] = α · o + Σ_j p[j] · v[j][d …] for N vectors of columns; p is one lane of [key][lanes].
 template <class S, int N, class T>
 TESSERA_INLINE void add_columns(const T* v, std::int64_t v_stride, const float* p, std::int64_t n,
-                                float alpha, std::int64_t count, float* o) {
+                                float alpha, std::int64_t count, const ComingRows* coming,
+                                float* o) {
   using V = typename S::V;
   V sum[N];
   TESSERA_UNROLL for (int c = 0; c < N; ++c) {
@@ -106,6 +127,7 @@ TESSERA_INLINE void add_columns(const T* v, std::int64_t v_stride, const float* 
   }
   for (std::int64_t j = 0; j < n; ++j) {
     const V weight = S::set(p[j * S::kLanes]);
+    if (coming != nullptr) coming->prefetch(j);
     TESSERA_UNROLL for (int c = 0; c < N; ++c) {
       const T* at = v + j * v_stride + c * S::kLanes;
       sum[c] = S::fma(weight, N == 1 ? load_up_to<S>(at, count) : S::load_as_f32(at), sum[c]);
@@ -118,18 +140,19 @@ TESSERA_INLINE void add_columns(const T* v, std::int64_t v_stride, const float* 
 template <class S, class T>
 void add_values(const T* v, std::int64_t v_stride, const float* p, std::int64_t n,
                 const float* alpha, std::int64_t rows, std::int64_t head_dim_v,
-                const PartialRows& part) {
+                const ComingRows& coming, const PartialRows& part) {
   for (std::int64_t row = 0; row < rows; ++row) {
     float* o = part.o + row * part.padded_v;
     std::int64_t d = 0;
+    const auto first = [&] { return row == 0 && d == 0 ? &coming : nullptr; };
     for (; d + 8 * S::kLanes <= head_dim_v; d += 8 * S::kLanes) {
-      add_columns<S, 8>(v + d, v_stride, p + row, n, alpha[row], 0, o + d);
+      add_columns<S, 8>(v + d, v_stride, p + row, n, alpha[row], 0, first(), o + d);
     }
     for (; d + 4 * S::kLanes <= head_dim_v; d += 4 * S::kLanes) {
-      add_columns<S, 4>(v + d, v_stride, p + row, n, alpha[row], 0, o + d);
+      add_columns<S, 4>(v + d, v_stride, p + row, n, alpha[row], 0, first(), o + d);
     }
     for (; d < head_dim_v; d += S::kLanes) {
-      add_columns<S, 1>(v + d, v_stride, p + row, n, alpha[row], head_dim_v - d, o + d);
+      add_columns<S, 1>(v + d, v_stride, p + row, n, alpha[row], head_dim_v - d, first(), o + d);
     }
   }
 }
@@ -166,7 +189,7 @@ void few_rows_tile(const ForwardTile& tile, float* partial, float* base) {
       const std::int64_t n = end - begin;
       with_pointer(tile.k, [&](const auto* k) {
         dot_keys<S>(k + begin * tile.k.stride, tile.k.stride, n, scratch.q, scratch.padded,
-                    tile.rows, b.head_dim, scratch.s);
+                    tile.rows, b.head_dim, coming_rows(tile.v, begin, b.head_dim_v), scratch.s);
       });
       const ScoreContext context = {&tile.rules, tile.key_begin, tile.key_end, panel, begin,
                                     n,           scratch.bias,   nullptr};
@@ -175,7 +198,7 @@ void few_rows_tile(const ForwardTile& tile, float* partial, float* base) {
       if (tile.rules.dropout) apply_dropout<S, 1>(context, scratch.s);
       with_pointer(tile.v, [&](const auto* v) {
         add_values<S>(v + begin * tile.v.stride, tile.v.stride, scratch.s, n, alpha, tile.rows,
-                      b.head_dim_v, part);
+                      b.head_dim_v, coming_rows(tile.k, end, b.head_dim), part);
       });
     }
   }
