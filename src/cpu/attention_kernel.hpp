@@ -112,15 +112,33 @@ void for_workers(Executor& executor, int threads, Body&& body) {
       threads, [](void* context, int worker) { (*static_cast<Body*>(context))(worker); }, &body);
 }
 
-/// Runs body(worker, index) for every index in [0, count), shared out one at a time. Indices are
-/// handed out in ascending order, so put the heavy ones first.
+/// Runs body(worker, index) for every index in [0, count). Each worker has a share of neighbouring
+/// indices, the same from call to call, and goes through it in ascending order; then it helps with
+/// the shares of others. So neighbours should share data, and heavy ones come before light ones.
 template <class Body>
 void for_each_task(Executor& executor, int threads, std::int64_t count, Body&& body) {
-  std::atomic<std::int64_t> next{0};
+  struct alignas(64) Share {
+    std::atomic<std::int64_t> next;
+    std::int64_t end;
+  };
+  constexpr int kMostShares = 256;
   const int workers = static_cast<int>(std::min<std::int64_t>(threads, count));
+  const int shares = std::min(workers, kMostShares);
+  if (shares <= 1) {
+    for (std::int64_t index = 0; index < count; ++index) body(0, index);
+    return;
+  }
+  Share share[kMostShares];
+  for (int i = 0; i < shares; ++i) {
+    share[i].next.store(count * i / shares, std::memory_order_relaxed);
+    share[i].end = count * (i + 1) / shares;
+  }
   for_workers(executor, workers, [&](int worker) {
-    for (std::int64_t index; (index = next.fetch_add(1, std::memory_order_relaxed)) < count;) {
-      body(worker, index);
+    for (int i = 0; i < shares; ++i) {
+      Share& s = share[(worker + i) % shares];
+      for (std::int64_t index; (index = s.next.fetch_add(1, std::memory_order_relaxed)) < s.end;) {
+        body(worker, index);
+      }
     }
   });
 }

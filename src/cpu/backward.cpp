@@ -4,13 +4,16 @@
 // need, a head's keys and its query tiles are each dealt out to `parts`, and the parts meet in
 // turns: in turn t, part p works its own keys against the tiles of part (p + t) mod parts. At any
 // moment every key and every query row then belongs to one task, which adds to f32 sums in place
-// (the caller's own d_q, d_k, d_v where they are f32): no copies per thread, no atomics, and the
-// order of every sum is fixed by the thread count, never by timing.
+// (the caller's own d_q, d_k, d_v where they are f32): no copies per thread, no atomic additions,
+// and the order of every sum is fixed by the thread count, never by timing. A turn of a part waits
+// for two others only, that of the same part before it and that of the part which had its tiles, so
+// turns of unequal length, as block masks make them, do not leave threads idle.
 #include <algorithm>
 #include <cstring>
 
 #include "cpu/attention_kernel.hpp"
 #include "cpu/strips.hpp"
+#include "cpu/turns.hpp"
 
 namespace tessera::cpu {
 namespace {
@@ -40,12 +43,18 @@ class BackwardKernel final : public Kernel {
         isa_(isa),
         blocking_(choose_blocking(problem, isa)),
         strips_(problem_, isa_, blocking_, layout_) {
-    parts_ = choose_parts(problem_.batch * problem_.heads_kv, problem_.threads,
+    // Under a block mask turns differ in length: with two to a thread there is always one to take.
+    parts_ = choose_parts(problem_.batch * problem_.heads_kv,
+                          problem_.block_mask ? 2 * problem_.threads : problem_.threads,
                           most_parts(problem_, blocking_));
     grid_ = layout_.add((TileGrid::sequences(problem_) + 1) * sizeof(std::int64_t));
     const std::int64_t sink_floats =
         problem_.sink_gradient ? TileGrid::most_tiles(problem_, blocking_) * problem_.heads_q : 0;
     sink_parts_ = layout_.add(sink_floats * 4);
+    if (parts_ > 1) {
+      turns_ = layout_.add(TileGrid::sequences(problem_) * problem_.heads_kv * parts_ *
+                           static_cast<std::int64_t>(sizeof(PartState)));
+    }
     worker_floats_ = isa_.backward_scratch_floats(blocking_);
     if (problem_.bias_gradient) worker_floats_ += 2 * blocking_.tile_q * bias_stride();
     worker_bytes_ = worker_floats_ * 4 + 2 * ((blocking_.tile_q * 4 + 63) / 64 * 64);
@@ -91,12 +100,21 @@ class BackwardKernel final : public Kernel {
     strips_.pack(arguments, run.grid);
     const std::int64_t heads = problem_.heads_kv;
     const std::int64_t sequences = TileGrid::sequences(problem_);
-    for (std::int64_t turn = 0; turn < parts_; ++turn) {
-      for_each_task(executor, problem_.threads, sequences * heads * parts_,
-                    [&](int worker, std::int64_t task) {
-                      const std::int64_t head = task / parts_;
-                      run_part(run, worker, head / heads, head % heads, task % parts_, turn);
+    if (parts_ == 1) {
+      for_each_task(executor, problem_.threads, sequences * heads,
+                    [&](int worker, std::int64_t head) {
+                      run_part(run, worker, head / heads, head % heads, 0, 0);
                     });
+    } else {
+      Turns turns(reinterpret_cast<PartState*>(arguments.workspace + turns_), sequences * heads,
+                  parts_);
+      const int workers =
+          static_cast<int>(std::min<std::int64_t>(problem_.threads, sequences * heads * parts_));
+      for_workers(executor, workers, [&](int worker) {
+        turns.work(worker, workers, [&](std::int64_t head, std::int64_t part, std::int64_t turn) {
+          run_part(run, worker, head / heads, head % heads, part, turn);
+        });
+      });
     }
     if (problem_.sink_gradient) sum_sink(run);
     if (problem_.bias_gradient) run_bias_gradient(run);
@@ -258,6 +276,11 @@ class BackwardKernel final : public Kernel {
       if (turn > 0) tile.d_q_so_far = {sums.data, sums.stride, DType::f32};
       if (turn < parts_ - 1) tile.d_q = sums;
     }
+    // Under a block mask many tiles have no keys of a part. Their dQ must only begin and end.
+    KeyWalk walk = tile.keys;
+    KeySegment segment;
+    const bool dq_ends = turn == parts_ - 1 && d_q.data != nullptr && !d_q_.in_place;
+    if (turn > 0 && !dq_ends && !next_segment(walk, segment)) return;
     tile.d_k = d_k.data;
     tile.d_k_stride = d_k.stride;
     tile.d_v = d_v.data;
@@ -374,6 +397,7 @@ class BackwardKernel final : public Kernel {
   PackedStrips strips_;
   std::int64_t parts_ = 1;
   std::size_t grid_ = 0;
+  std::size_t turns_ = 0;
   std::int64_t worker_floats_ = 0;
   std::int64_t worker_bytes_ = 0;
   std::size_t workers_ = 0;

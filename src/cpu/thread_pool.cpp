@@ -2,9 +2,12 @@
 //
 // A short attention takes less time than waking a thread through the kernel, so a thread that has
 // nothing to do first looks for more for a while, and lets others have its CPU between two looks;
-// then it sleeps. All that a look needs is one word: the group's number, how many tasks it has and
-// which is next. Whoever raises the next task by one owns the task, and the group cannot end, nor
-// its data change, before that task has.
+// then it sleeps.
+//
+// Task i belongs to thread i as long as that one comes for it in time: whoever works on the same
+// tensors again finds its share in its own caches. A task is taken by writing the group's number
+// into its slot. Groups are numbered upwards, and a group cannot end, nor its data change, before
+// every slot of it has been taken and worked off; so a thread that comes late takes nothing.
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -35,27 +38,31 @@ bool look_for(Found&& found) {
   return false;
 }
 
-/// The state of the current group in one word.
+/// The current group in one word: its number, and how many slots it has.
 struct Ticket {
-  static constexpr int kBits = 20;  ///< Of a number of tasks.
-  static constexpr std::uint64_t kMask = (std::uint64_t{1} << kBits) - 1;
-  static constexpr int kMostTasks = static_cast<int>(kMask);
+  static constexpr int kBits = 16;
 
   std::uint64_t word = 0;
 
-  std::uint64_t group() const { return word >> (2 * kBits); }
-  int count() const { return static_cast<int>(word >> kBits & kMask); }
-  int next() const { return static_cast<int>(word & kMask); }
-  Ticket new_group(int tasks) const {
-    return {(group() + 1) << (2 * kBits) | static_cast<std::uint64_t>(tasks) << kBits};
+  std::uint64_t group() const { return word >> kBits; }
+  int slots() const { return static_cast<int>(word & ((1u << kBits) - 1)); }
+  Ticket next(int slots) const {
+    return {(group() + 1) << kBits | static_cast<std::uint64_t>(slots)};
   }
+};
+
+/// The number of the last group whose task here was taken.
+struct alignas(64) Slot {
+  std::atomic<std::uint64_t> group{0};
 };
 
 class ThreadPool final : public Executor {
  public:
-  explicit ThreadPool(int threads) : concurrency_(threads) {
-    workers_.reserve(static_cast<std::size_t>(threads - 1));
-    for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { work(); });
+  explicit ThreadPool(int threads)
+      : concurrency_(std::min(threads, kMostThreads)),
+        slots_(static_cast<std::size_t>(concurrency_)) {
+    workers_.reserve(slots_.size() - 1);
+    for (int i = 1; i < concurrency_; ++i) workers_.emplace_back([this, i] { work(i); });
   }
 
   ~ThreadPool() override {
@@ -71,16 +78,18 @@ class ThreadPool final : public Executor {
 
   void parallel(int count, void (*task)(void*, int), void* context) override {
     std::unique_lock busy(busy_, std::try_to_lock);
-    if (count <= 1 || count > Ticket::kMostTasks || workers_.empty() || !busy.owns_lock()) {
+    if (count <= 1 || workers_.empty() || !busy.owns_lock()) {
       for (int i = 0; i < count; ++i) task(context, i);
       return;
     }
     task_.store(task, std::memory_order_relaxed);
     context_.store(context, std::memory_order_relaxed);
-    unfinished_.store(count, std::memory_order_relaxed);
-    ticket_ = Ticket{ticket_}.new_group(count).word;
-    wake_sleepers(count - 1);
-    run_tasks();
+    count_.store(count, std::memory_order_relaxed);
+    const int slots = std::min(count, concurrency_);
+    unfinished_.store(slots, std::memory_order_relaxed);
+    ticket_ = Ticket{ticket_}.next(slots).word;
+    wake_sleepers(slots - 1);
+    run_tasks(0);
     if (look_for([this] { return unfinished_ == 0; })) return;
     std::unique_lock lock(mutex_);
     caller_sleeps_ = true;
@@ -98,22 +107,28 @@ class ThreadPool final : public Executor {
     for (int i = 0; i < std::min(wanted, sleepers); ++i) wake_.notify_one();
   }
 
-  /// Takes tasks of the current group until none is left.
-  void run_tasks() {
-    std::uint64_t word = ticket_;
-    while (Ticket{word}.next() < Ticket{word}.count()) {
-      if (!ticket_.compare_exchange_weak(word, word + 1)) continue;
+  /// Takes slots of the current group, its own first, until none is left.
+  void run_tasks(int own) {
+    const Ticket ticket{ticket_};
+    const int slots = ticket.slots();
+    for (int i = 0; i < slots; ++i) {
+      const int slot = own < slots ? (own + i) % slots : i;
+      std::atomic<std::uint64_t>& taken = slots_[static_cast<std::size_t>(slot)].group;
+      std::uint64_t last = taken;
+      if (last >= ticket.group() || !taken.compare_exchange_strong(last, ticket.group())) continue;
       const auto task = task_.load(std::memory_order_relaxed);
-      task(context_.load(std::memory_order_relaxed), Ticket{word}.next());
+      void* const context = context_.load(std::memory_order_relaxed);
+      const int count = count_.load(std::memory_order_relaxed);
+      // More tasks than threads: a slot stands for several.
+      for (int index = slot; index < count; index += slots) task(context, index);
       if (--unfinished_ == 0 && caller_sleeps_) {
         { const std::lock_guard lock(mutex_); }
         done_.notify_one();
       }
-      word = ticket_;
     }
   }
 
-  void work() {
+  void work(int own) {
     std::uint64_t seen = 0;
     const auto is_new = [&] { return Ticket{ticket_}.group() != seen; };
     for (;;) {
@@ -125,16 +140,20 @@ class ThreadPool final : public Executor {
       }
       if (stopping_) return;
       seen = Ticket{ticket_}.group();
-      run_tasks();
+      run_tasks(own);
     }
   }
 
+  static constexpr int kMostThreads = (1 << Ticket::kBits) - 1;
+
   const int concurrency_;
+  std::vector<Slot> slots_;
   std::mutex busy_;  // held by the caller whose group is running
   std::atomic<std::uint64_t> ticket_{0};
   std::atomic<void (*)(void*, int)> task_{nullptr};
   std::atomic<void*> context_{nullptr};
-  std::atomic<int> unfinished_{0};
+  std::atomic<int> count_{0};
+  std::atomic<int> unfinished_{0};  // slots
   std::atomic<int> sleepers_{0};
   std::atomic<bool> caller_sleeps_{false};
   std::atomic<bool> stopping_{false};
