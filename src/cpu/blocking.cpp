@@ -57,7 +57,10 @@ Blocking choose_blocking(const Problem& p, const Isa& isa) {
   b.tile_q = std::min(b.tile_q, round_up(rows, isa.lanes));
   const std::int64_t heads = std::max<std::int64_t>(p.batch * p.heads_q, 1);
   const auto tasks = [&] { return heads * ((p.seq_q + b.tile_q - 1) / b.tile_q); };
-  while (b.tile_q > panel && tasks() < kTasksPerThread * p.threads) {
+  // Whole heads to each thread are even shares already; a second tile leaves something to help
+  // with.
+  const std::int64_t per_thread = heads % p.threads == 0 ? 2 : kTasksPerThread;
+  while (b.tile_q > panel && tasks() < per_thread * p.threads) {
     b.tile_q = std::max(round_up(b.tile_q / 2, panel), panel);
   }
   const std::int64_t parts = (rows + b.tile_q - 1) / b.tile_q;
