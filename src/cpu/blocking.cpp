@@ -47,7 +47,7 @@ Blocking choose_blocking(const Problem& p, const Isa& isa) {
     // Scores, weights and operands of a unit stream through L2 either way; large tiles and blocks
     // move K, V, O and the sums of dK and dV less often. All of it takes half of 2 MiB.
     b.block_kv = forward ? 512 : 256;
-    b.tile_q = forward ? 512 : 256;
+    b.tile_q = round_down(forward ? 512 : 256, panel);
   }
 
   // A block mask's rows of blocks are never straddled: a tile holds one, or an equal part of one.

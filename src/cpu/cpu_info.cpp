@@ -84,12 +84,13 @@ CpuInfo detect() {
   const bool dq = add(__builtin_cpu_supports("avx512dq"), "avx512dq");
   const bool vl = add(__builtin_cpu_supports("avx512vl"), "avx512vl");
   add(__builtin_cpu_supports("avx512vnni"), "avx512vnni");
-  [[maybe_unused]] const bool bf16 = add(__builtin_cpu_supports("avx512bf16"), "avx512bf16");
+  const bool bf16 = add(__builtin_cpu_supports("avx512bf16"), "avx512bf16");
   info.avx2 = avx2 && fma;  // every such processor has F16C
   info.avx512 = f && bw && dq && vl && info.avx2;
+  info.avx512_bf16 = bf16 && info.avx512;
 #if defined(__x86_64__) && defined(__linux__)
   const bool amx = add(has_amx_bf16(), "amx_bf16");
-  info.amx_bf16 = amx && bf16 && info.avx512 && may_use_tiles();
+  info.amx_bf16 = amx && info.avx512_bf16 && may_use_tiles();
 #endif
 #elif defined(__aarch64__)
   info.features = "asimd";

@@ -8,9 +8,10 @@ namespace tessera::cpu {
 
 struct CpuInfo {
   std::string model;
-  std::string features;   ///< Space-separated, those Tessera knows of.
-  bool avx2 = false;      ///< With FMA and F16C.
-  bool avx512 = false;    ///< F, BW, DQ and VL.
+  std::string features;  ///< Space-separated, those Tessera knows of.
+  bool avx2 = false;     ///< With FMA and F16C.
+  bool avx512 = false;   ///< F, BW, DQ and VL.
+  bool avx512_bf16 = false;
   bool amx_bf16 = false;  ///< With AVX-512 BF16, and the system lets this process use the tiles.
   int threads = 1;        ///< CPUs this process may use.
   std::int64_t l1_bytes = 0;

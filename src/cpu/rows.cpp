@@ -26,7 +26,7 @@ std::string reject(const Problem& problem) {
 
 std::string reject_all_but_bf16(const Problem& problem) {
   if (problem.dtype != DType::bf16) {
-    return std::string("dtype ") + name_of(problem.dtype) + ": the tiles multiply bf16 alone";
+    return std::string("dtype ") + name_of(problem.dtype) + ": this row multiplies bf16 alone";
   }
   return reject(problem);
 }
@@ -40,16 +40,24 @@ std::string always() { return {}; }
 
 #if defined(TESSERA_CPU_X86)
 std::string needs_avx2() { return cpu_info().avx2 ? "" : "this processor has no AVX2 with FMA"; }
+std::string needs_avx512_bf16() {
+  return cpu_info().avx512_bf16 ? "" : "this processor has no AVX-512 BF16";
+}
 std::string needs_avx512() {
   return cpu_info().avx512 ? "" : "this processor has no AVX-512 (F, BW, DQ, VL)";
 }
+#else
+std::string needs_avx2() { return "this build is not for x86"; }
+std::string needs_avx512_bf16() { return "this build is not for x86"; }
+std::string needs_avx512() { return "this build is not for x86"; }
+#endif
+
+#if defined(TESSERA_CPU_AMX)
 std::string needs_amx() {
   return cpu_info().amx_bf16 ? "" : "this processor or system has no AMX-BF16 with AVX-512 BF16";
 }
 #else
-std::string needs_amx() { return "this build is not for x86"; }
-std::string needs_avx2() { return "this build is not for x86"; }
-std::string needs_avx512() { return "this build is not for x86"; }
+std::string needs_amx() { return "this build is not for x86-64"; }
 #endif
 
 int count() { return 1; }
@@ -76,13 +84,19 @@ Executor* executor(Executor* requested) {
 }  // namespace
 
 const Backend& backend() {
-  static const std::array<Row, 5> kRows = {{
-#if defined(TESSERA_CPU_X86)
+  static const std::array<Row, 6> kRows = {{
+#if defined(TESSERA_CPU_AMX)
       {"cpu_amx", kSupportsBf16, needs_amx, reject_all_but_bf16, make<kIsaAmx>},
+#else
+      {"cpu_amx", kSupportsBf16, needs_amx, reject_all_but_bf16, nullptr},
+#endif
+#if defined(TESSERA_CPU_X86)
+      {"cpu_avx512_bf16", kSupportsBf16, needs_avx512_bf16, reject_all_but_bf16,
+       make<kIsaAvx512Bf16>},
       {"cpu_avx512", kSupports, needs_avx512, reject, make<kIsaAvx512>},
       {"cpu_avx2", kSupports, needs_avx2, reject, make<kIsaAvx2>},
 #else
-      {"cpu_amx", kSupportsBf16, needs_amx, reject_all_but_bf16, nullptr},
+      {"cpu_avx512_bf16", kSupportsBf16, needs_avx512_bf16, reject_all_but_bf16, nullptr},
       {"cpu_avx512", kSupports, needs_avx512, reject, nullptr},
       {"cpu_avx2", kSupports, needs_avx2, reject, nullptr},
 #endif

@@ -144,7 +144,8 @@ TEST_F(BadInput, Values) {
   expect_run_refused({"--window", "-2,0"},
                      "window.left: -2, expected −1 (unbounded) to 2147483647");
   expect_run_refused({"--impl", "cpu_fast"},
-                     "implementation: cpu_fast, expected a row of the cpu table: cpu_avx512, "
+                     "implementation: cpu_fast, expected a row of the cpu table: cpu_amx, "
+                     "cpu_avx512_bf16, cpu_avx512, "
                      "cpu_avx2, cpu_portable, reference");
 }
 
@@ -291,7 +292,8 @@ TEST_F(BadInput, OtherCommands) {
   expect_refused({"check", "--bias", "F/one.npy"},
                  "--q: absent, expected FILE.npy or FILE.safetensors:NAME");
   expect_refused({"check", "--impl", "cpu_fast"},
-                 "--impl: cpu_fast, expected one of cpu_avx512, cpu_avx2, cpu_portable, reference");
+                 "--impl: cpu_fast, expected one of cpu_amx, cpu_avx512_bf16, cpu_avx512, "
+                 "cpu_avx2, cpu_portable, reference");
   expect_refused({"check", "--with", "noise"},
                  "--with: noise, expected "
                  "bias|mask|alibi|sink|q-lens|kv-lens|varlen|block-mask|dlse");

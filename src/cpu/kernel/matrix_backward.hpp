@@ -184,10 +184,10 @@ void matrix_panel_gradients(const MatrixBackwardState<S>& x, const Panel& panel,
   const MatrixB d_o = {x.scratch.d_o + panel.lane0 * layout.depth_v, kLanes};
   for (std::int64_t i = 0; i < strips.count; ++i) {
     const bf16* strip = packed + i * t.strip_elements;
-    multiply_strip<S>({strip, layout.depth}, q, layout.depth, kLanes, p + i * kStrip * kLanes,
-                      kLanes);
-    multiply_strip<S>({strip + layout.v(), layout.depth_v}, d_o, layout.depth_v, kLanes,
-                      d_s + i * kStrip * kLanes, kLanes);
+    multiply_strip<S, false>({strip, layout.depth}, q, layout.depth, kLanes,
+                             p + i * kStrip * kLanes, kLanes);
+    multiply_strip<S, false>({strip + layout.v(), layout.depth_v}, d_o, layout.depth_v, kLanes,
+                             d_s + i * kStrip * kLanes, kLanes);
   }
   const ScoreContext context = {&t.rules,
                                 t.key_begin + panel.lane0,
@@ -210,9 +210,9 @@ void matrix_panel_gradients(const MatrixBackwardState<S>& x, const Panel& panel,
   store_key_pairs<S>(d_s, strips.keys(), kLanes, x.scratch.d_s_pairs);
   float* d_q_t = x.scratch.d_q_t + panel.lane0 * layout.depth;
   for (std::int64_t d = 0; d < layout.depth; d += kStrip) {
-    multiply_add_strip<S>({packed + layout.k_t() + d * kStrip, kStrip, t.strip_elements},
-                          {x.scratch.d_s_pairs, kLanes}, strips.keys(), kLanes, d_q_t + d * kLanes,
-                          kLanes);
+    multiply_strip<S, true>({packed + layout.k_t() + d * kStrip, kStrip, t.strip_elements},
+                            {x.scratch.d_s_pairs, kLanes}, strips.keys(), kLanes,
+                            d_q_t + d * kLanes, kLanes);
   }
 }
 
@@ -234,9 +234,10 @@ void matrix_accumulate_keys(const MatrixBackwardState<S>& x, const bf16* a, cons
     first = first / kStrip * kStrip;
     last = whole_strips(last);
     if (first >= last) continue;
-    multiply_add_strip<S>({a + strip * kStrip * x.scratch.rows + first, x.scratch.rows},
-                          {b + first * b_columns, b_columns}, last - first,
-                          whole_vectors<S>(columns), out + strip * kStrip * out_stride, out_stride);
+    multiply_strip<S, true>({a + strip * kStrip * x.scratch.rows + first, x.scratch.rows},
+                            {b + first * b_columns, b_columns}, last - first,
+                            whole_vectors<S>(columns), out + strip * kStrip * out_stride,
+                            out_stride);
   }
 }
 

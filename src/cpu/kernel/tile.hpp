@@ -185,6 +185,7 @@ struct Isa {
 extern const Isa kIsaPortable;
 extern const Isa kIsaAvx2;
 extern const Isa kIsaAvx512;
+extern const Isa kIsaAvx512Bf16;
 extern const Isa kIsaAmx;
 
 }  // namespace tessera::cpu

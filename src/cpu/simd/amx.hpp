@@ -5,11 +5,12 @@
 // not fill a tile is padded with zeros in memory, so one configuration serves every product.
 #pragma once
 
-#include "cpu/simd/avx512.hpp"
+#include "cpu/simd/avx512_bf16.hpp"
 
 namespace tessera::cpu {
 
-struct Amx : Avx512 {
+struct Amx : Avx512Bf16 {
+  static constexpr bool kMatrixTiles = true;
   /// Products on vectors (the bias gradient): 6 × 4 accumulators, 4 vectors of B and 1 broadcast.
   /// The four vectors are the width of the matrix products' panels too.
   static constexpr int kTileRows = 6;
@@ -45,21 +46,6 @@ struct Amx : Avx512 {
   template <int kC, int kA, int kB>
   static void multiply_tiles() {
     asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kC), "i"(kA), "i"(kB));
-  }
-
-  static bool any(M m) { return m != 0; }
-
-  /// bf16 of `even` in the lanes' low halves and of `odd` in their high ones, to nearest with ties
-  /// away from zero.
-  static V pairs(V even, V odd) {
-    const __m512i half = _mm512_set1_epi32(0x8000);
-    const __m512i low = _mm512_srli_epi32(_mm512_add_epi32(_mm512_castps_si512(even), half), 16);
-    const __m512i high = _mm512_add_epi32(_mm512_castps_si512(odd), half);
-    return _mm512_castsi512_ps(_mm512_mask_blend_epi16(0xaaaaaaaa, low, high));
-  }
-  /// bf16 of 32 neighbours, 16 in each vector, to nearest even.
-  static void store_halves(bf16* p, V first, V second) {
-    _mm512_storeu_si512(p, (__m512i)_mm512_cvtne2ps_pbh(second, first));
   }
 };
 
