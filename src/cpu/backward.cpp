@@ -69,7 +69,8 @@ class BackwardKernel final : public Kernel {
       return sums;
     };
     // A head in one part is finished by one task, whose worker's buffer serves the next head too.
-    const std::int64_t heads = problem_.batch * problem_.heads_kv;
+    // Any worker may get any task, those of the tokens behind the last sequence included.
+    const std::int64_t heads = TileGrid::sequences(problem_) * problem_.heads_kv;
     const std::int64_t buffers = parts_ > 1 ? buffered_sequences() * problem_.heads_kv
                                             : std::min<std::int64_t>(problem_.threads, heads);
     // Sums of packed keys have a row for every key of a strip.

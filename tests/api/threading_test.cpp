@@ -82,6 +82,28 @@ TEST(Threading, AnyExecutorGivesTheSameBits) {
   }
 }
 
+/// Any worker may get any task, so one that was meant for the tokens behind the last sequence may
+/// get a sequence: here the last worker gets everything.
+TEST(Threading, TheLastWorkerMayDoAllTheWork) {
+  BackwardsSerial serial;
+  for (DType dtype : {DType::f32, DType::bf16}) {
+    Case c;
+    c.dtype = dtype;
+    c.heads_q = c.heads_kv = 1;
+    c.seq_q = c.seq_kv = 64;
+    c.head_dim = c.head_dim_v = 40;
+    c.cu_seqlens_q = c.cu_seqlens_k = {0, 30, 60};
+    c.threads = 8;
+    const Workload w = make_workload(c);
+    for (const std::string& row : host_rows_under_test(c)) {
+      const Results results = make_results(c);
+      const Attempt attempt = run_case(c, w, results, row, 0xff, &serial);
+      ASSERT_TRUE(attempt.status.ok()) << row;
+      EXPECT_TRUE(attempt.workspace_intact) << row;
+    }
+  }
+}
+
 /// The plan fixes how work is cut; an executor that runs fewer tasks at a time changes no bit.
 TEST(Threading, ARunMayUseAnotherExecutorThanThePlan) {
   BackwardsSerial serial;
