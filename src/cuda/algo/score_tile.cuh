@@ -156,9 +156,19 @@ class ScoreTile {
     }
   }
 
-  /// Dropout: zero where Philox says so. One call of Philox decides on 4 keys of a row, which two
-  /// lanes hold: the even one draws for row g, the odd one for row g + 8, then they exchange.
+  /// Dropout: zero where Philox says so.
   __device__ __forceinline__ void drop(Weights& weights, int j0) const {
+    for_each_drawn(j0, [&](int r, int n, int half, unsigned low, unsigned high) {
+      weights[r][n / 2][n % 2 * 2 + half] &= low * 0xffffu | high * 0xffff0000u;
+    });
+  }
+
+ protected:
+  /// visit(r, n, half, low, high) with dropout's bits of two neighbouring keys, 1 = kept. One call
+  /// of Philox decides on 4 keys of a row, which two lanes hold: the even one draws for row g, the
+  /// odd one for row g + 8, then they exchange.
+  template <typename Visit>
+  __device__ __forceinline__ void for_each_drawn(int j0, Visit visit) const {
     static_assert(kColumnTiles <= 8, "the bits of a row tile are one 32-bit word");
     const Lane lane;
     const int odd = lane.t % 2;
@@ -181,15 +191,12 @@ class ScoreTile {
       for (int n = 0; n < kColumnTiles; ++n) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          const unsigned low = rows[half] >> (4 * n) & 1u;
-          const unsigned high = rows[half] >> (4 * n + 1) & 1u;
-          weights[r][n / 2][n % 2 * 2 + half] &= low * 0xffffu | high * 0xffff0000u;
+          visit(r, n, half, rows[half] >> (4 * n) & 1u, rows[half] >> (4 * n + 1) & 1u);
         }
       }
     }
   }
 
- private:
   /// Computed anew wherever it is needed: most tiles need none of it, and registers are short.
   struct Lane {
     int warp, g, t;
