@@ -22,7 +22,7 @@
 
 #include "cuda/algo/block_walk.cuh"
 #include "cuda/algo/config.hpp"
-#include "cuda/algo/score_tile_f32.cuh"
+#include "cuda/algo/score_tile.cuh"
 #include "cuda/algo/softmax_f32.cuh"
 #include "cuda/ptx/opaque.cuh"
 #include "cuda/sm80/f32_forward.hpp"
@@ -45,7 +45,7 @@ class F32ForwardTile {
 
   using QTile = SplitTile<C.tile_m, C.head_dim>;
   using KeyTile = SplitTile<C.tile_n, C.head_dim>;
-  using Rules = ScoreTileF32<kRowTiles, kScoreTiles>;
+  using Rules = ScoreTile<float, kRowTiles, kScoreTiles>;
 
  public:
   __device__ F32ForwardTile(const Parameters& p, const TileIndex& tile, std::uint32_t shared)
