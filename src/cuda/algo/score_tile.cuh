@@ -278,8 +278,9 @@ class ScoreTile {
 
   template <typename Element>
   __device__ __forceinline__ void add_bias(Scores& s, int j0) const {
-    for_each_element<Element>(
-        s, p_.bias, j0, [](float& x, Element element) { x = fmaf(to_float(element), kScoreUnit<T>, x); });
+    for_each_element<Element>(s, p_.bias, j0, [](float& x, Element element) {
+      x = fmaf(to_float(element), kScoreUnit<T>, x);
+    });
   }
 
   const Parameters& p_;

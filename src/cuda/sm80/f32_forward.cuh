@@ -236,16 +236,9 @@ class F32ForwardTile {
         float* to = o + i * p_.o.stride_s + lane % 4 * 2;
 #pragma unroll
         for (int n = 0; n < kOutTiles; ++n) {
-          const int left = p_.head_dim_v - 8 * n - lane % 4 * 2;  // columns that are left
-          const float2 pair =
-              used ? float2{o_[r][n][2 * half] * scale, o_[r][n][2 * half + 1] * scale}
-                   : float2{0, 0};
-          if (p_.o.vectors) {
-            if (left > 0) *reinterpret_cast<float2*>(to + 8 * n) = pair;
-          } else {
-            if (left > 0) to[8 * n] = pair.x;
-            if (left > 1) to[8 * n + 1] = pair.y;
-          }
+          store_pair(to + 8 * n, p_.o.vectors, p_.head_dim_v - 8 * n - lane % 4 * 2,
+                     used ? o_[r][n][2 * half] * scale : 0.0f,
+                     used ? o_[r][n][2 * half + 1] * scale : 0.0f);
         }
       }
     }

@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 
 #include "cuda/host/launch.hpp"
+#include "cuda/sm80/f32_backward.hpp"
 #include "cuda/sm80/f32_forward.hpp"
 #include "cuda/sm80/row.hpp"
 
@@ -16,16 +17,18 @@ std::string reject(const Problem& problem) {
   }
   if (problem.dtype != DType::f32)
     return fmt::format("computes f32, not {}", name_of(problem.dtype));
-  if (problem.pass == Pass::backward) return "forward pass only";
-  return reject_f32_forward(problem);
+  return problem.pass == Pass::forward ? reject_f32_forward(problem) : reject_f32_backward(problem);
 }
 
-std::unique_ptr<Kernel> make(const Problem& problem) { return make_f32_forward(problem); }
+std::unique_ptr<Kernel> make(const Problem& problem) {
+  return problem.pass == Pass::forward ? make_f32_forward(problem) : make_f32_backward(problem);
+}
 
 }  // namespace
 
-const Row kSm80F32Row{"cuda_sm80_f32",
-                      "f32, forward, head dims to 128, as three bf16 terms on tensor cores",
-                      no_device, reject, make};
+const Row kSm80F32Row{
+    "cuda_sm80_f32",
+    "f32, forward and backward, head dims to 128, tensor cores on three bf16 terms", no_device,
+    reject, make};
 
 }  // namespace tessera::cuda::sm80

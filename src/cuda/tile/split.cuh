@@ -68,6 +68,18 @@ __device__ __forceinline__ int term_stride(const Rows& split) {
   return static_cast<int>(split.stride_s) / kTerms;
 }
 
+/// Stores two neighbouring floats of a row of which `left` are left; `vectors`: where 8 bytes
+/// allow.
+__device__ __forceinline__ void store_pair(float* to, bool vectors, int left, float low,
+                                           float high) {
+  if (vectors) {
+    if (left > 0) *reinterpret_cast<float2*>(to) = {low, high};
+  } else {
+    if (left > 0) to[0] = low;
+    if (left > 1) to[1] = high;
+  }
+}
+
 /// A shared tile for each term.
 template <int kRows, int kCols>
 struct SplitTile {
