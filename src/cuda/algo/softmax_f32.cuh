@@ -51,15 +51,17 @@ class OnlineSoftmaxF32 {
       const bool trusted = top[0] <= m_[r][0] + trust_ && top[1] <= m_[r][1] + trust_;
       if (!__all_sync(~0u, trusted)) raise(r, top, rescale);
 #pragma unroll
-      for (int n = 0; n < kColumnTiles; ++n) {
+      for (int half = 0; half < 2; ++half) {
+        float sum = 0;  // of the tile first: fewer roundings at the magnitude of the whole sum
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
+        for (int n = 0; n < kColumnTiles; ++n) {
           float& low = s[r][n][2 * half];
           float& high = s[r][n][2 * half + 1];
           low = ptx::exp2((low - m_[r][half]) * factor_);
           high = ptx::exp2((high - m_[r][half]) * factor_);
-          l_[r][half] += low + high;
+          sum += low + high;
         }
+        l_[r][half] += sum;
       }
     }
   }
@@ -75,7 +77,8 @@ class OnlineSoftmaxF32 {
     float l = l_[r][half];
     l += __shfl_xor_sync(~0u, l, 1);
     l += __shfl_xor_sync(~0u, l, 2);
-    float m = l > 0 ? m_[r][half] * unit_ : minus_infinity();
+    // Rounded as the backward pass rounds scores: the difference of the two is what counts there.
+    float m = l > 0 ? __fmul_rn(m_[r][half], unit_) : minus_infinity();
     float by = 1;
     if (sink != minus_infinity()) {
       const float higher = fmaxf(m, sink);
@@ -84,7 +87,7 @@ class OnlineSoftmaxF32 {
       m = higher;
     }
     if (!(l > 0)) return {0, minus_infinity()};
-    return {by / l, m + logf(l)};
+    return {by / l, __fadd_rn(m, logf(l))};
   }
 
  private:

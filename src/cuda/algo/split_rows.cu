@@ -50,7 +50,8 @@ __global__ void __launch_bounds__(kThreads)
 
 Rows split_rows_at(const SplitShape& shape, std::byte* to) {
   const std::int64_t stride = std::int64_t{kTerms} * split_columns(shape.columns);
-  return {to, shape.heads * shape.seq * stride, shape.seq * stride, stride, true};
+  return {to, shape.batch == 1 ? 0 : shape.heads * shape.seq * stride, shape.seq * stride, stride,
+          true};
 }
 
 Status split_rows(const SplitShape& shape, const Rows& from, std::byte* to, cudaStream_t stream) {

@@ -15,7 +15,8 @@ inline constexpr int kTerms = 3;
 /// Elements of one term of a row: whole 16-byte vectors, zero behind the row's end.
 constexpr int split_columns(int columns) { return (columns + 7) / 8 * 8; }
 
-/// Sizes of k, say, as rows are split: `batch` is 1 if packed.
+/// Sizes of k, say, as rows are split: `batch` is 1 if packed, when every
+/// sequence is found by its tokens alone.
 struct SplitShape {
   std::int64_t batch = 0, heads = 0, seq = 0;
   int columns = 0;

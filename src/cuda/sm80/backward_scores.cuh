@@ -185,8 +185,8 @@ class ScorePart {
       for (int r = 0; r < kR; ++r) {
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
-          const float natural = fmaf(s[r][c][e], factor, e % 2 == 0 ? -lse.x : -lse.y);
-          const float p = ptx::exp2(natural * kLog2e);
+          const float score = __fmul_rn(s[r][c][e], factor);  // as the forward pass rounds it
+          const float p = ptx::exp2(__fsub_rn(score, e % 2 == 0 ? lse.x : lse.y) * kLog2e);
           d_p[r][c][e] *= p;
           s[r][c][e] = is_set(kept, r, c, e) ? p : 0;
         }

@@ -69,6 +69,7 @@ struct F32BackwardTiles {
   }
 
   /// s [rows of the warp × inner] += outer · innerᵀ.
+  template <Operand kFirst = Operand::a>
   __device__ __forceinline__ static void multiply_rows(Scores& s, const Outer& outer, int row,
                                                        const Inner& inner) {
 #pragma unroll
@@ -76,7 +77,7 @@ struct F32BackwardTiles {
       SplitOperand a[kRowTiles];
 #pragma unroll
       for (int r = 0; r < kRowTiles; ++r) a[r] = read_split_a(outer, row + 16 * r, k);
-      multiply_split<kWide>(s, a, [&](std::uint32_t(&b)[4], int c, int t) {
+      multiply_split<kWide, kFirst>(s, a, [&](std::uint32_t(&b)[4], int c, int t) {
         read_b_transposed(b, inner.term(t), 16 * c, k);
       });
     }
@@ -236,7 +237,7 @@ __global__ void __launch_bounds__(F32BackwardTiles<ConfigOf::value>::kThreads, 1
     const int stage = step % C.stages;
     const auto q = S::inner(base, stage, 0), d_o = S::inner(base, stage, 1);
     typename S::Scores s = {}, d_p = {};
-    S::multiply_rows(s, k, warp_row, q);
+    S::template multiply_rows<Operand::b>(s, k, warp_row, q);  // the same bits as Q Kᵀ has
     S::multiply_rows(d_p, v, warp_row, d_o);
     const float* lse = scalars + stage * S::kScalars;
     const Rules rules(p, sequence, b, h, warp_keys.begin, now.begin, {lse, lse + C.inner});
@@ -361,7 +362,8 @@ __global__ void __launch_bounds__(F32BackwardTiles<ConfigOf::value>::kThreads, 1
       for (int c = 0; c < S::kColumnTiles; ++c) {
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
-          d_p[r][c][e] *= ptx::exp2(fmaf(s[r][c][e], factor, -rows[r][e / 2].lse) * kLog2e);
+          const float score = __fmul_rn(s[r][c][e], factor);  // as the forward pass rounds it
+          d_p[r][c][e] *= ptx::exp2(__fsub_rn(score, rows[r][e / 2].lse) * kLog2e);
         }
       }
     }

@@ -91,10 +91,13 @@ struct SplitTile {
   __device__ __forceinline__ Term term(int t) const { return {base + t * Term::kBytes}; }
 };
 
-/// acc += a · b for one k step of 16. read(b, c, t) gives term t of the two operands B of column
-/// tiles 2 c and 2 c + 1. kWide pairs of column tiles are computed side by side: products of one
-/// accumulator wait for each other.
-template <int kWide, int kR, int kC, typename Read>
+enum class Operand { a, b };
+
+/// acc += a · b for one k step of 16, the terms of operand kFirst in falling order: exchanging the
+/// operands and kFirst gives the same bits. read(b, c, t) gives term t of the two operands B of
+/// column tiles 2 c and 2 c + 1. kWide pairs of column tiles are computed side by side: products of
+/// one accumulator wait for each other.
+template <int kWide, Operand kFirst = Operand::a, int kR, int kC, typename Read>
 __device__ __forceinline__ void multiply_split(float (&acc)[kR][kC][4], const SplitOperand (&a)[kR],
                                                Read read) {
   constexpr int kPairs[][2] = {{2, 0}, {1, 1}, {0, 2}, {1, 0}, {0, 1}, {0, 0}};
@@ -114,8 +117,8 @@ __device__ __forceinline__ void multiply_split(float (&acc)[kR][kC][4], const Sp
       for (int r = 0; r < kR; ++r) {
 #pragma unroll
         for (int c = 0; c < 2 * kWide; ++c) {
-          const auto& left = a[r].terms[kPairs[pair][0]];
-          const auto& right = b[c / 2][kPairs[pair][1]];
+          const auto& left = a[r].terms[kPairs[pair][kFirst == Operand::a ? 0 : 1]];
+          const auto& right = b[c / 2][kPairs[pair][kFirst == Operand::a ? 1 : 0]];
           if (pair == 0) {
             ptx::mma_m16n8k16_fresh<__nv_bfloat16>(sum[r][c], left, right[c % 2 * 2],
                                                    right[c % 2 * 2 + 1]);
