@@ -515,8 +515,8 @@ def main(arguments):
     table = markdown_table([columns(record, options, limits) for record in records])
     notes = "\n".join(f"* {line}" for line in summary(records, options) + wrong)
     text = (
-        f"{heading}\n\n{ceiling} TFLOP/s by the FlashAttention papers' count, of listed blocks; `vs`: how many times "
-        f"as fast as the peer.\n\n{table}\n\n{notes}"
+        f"{heading}\n\n{ceiling} TFLOP/s by the FlashAttention papers' count, of listed blocks; "
+        f"`vs`: how many times as fast as the peer.\n\n{table}\n\n{notes}"
     )
     print("\n" + text)
     if options.output:
