@@ -31,6 +31,11 @@ __device__ __forceinline__ T from_float(float x) {
   }
 }
 
+/// What tile kernels keep scores in: exponents of 2 for 16-bit dtypes, which saves a multiplication;
+/// natural ones for f32, whose roundings the change of base would add to.
+template <typename T>
+inline constexpr float kScoreUnit = sizeof(T) == sizeof(float) ? 1.0f : kLog2e;
+
 /// A score after softcap, bias and ALiBi, and the softcap's derivative there.
 struct Score {
   float s;
