@@ -11,7 +11,7 @@
 namespace tessera::cuda::sm80 {
 namespace {
 
-constexpr int kLargestHeadDim = 128;
+constexpr int kLargestHeadDim = 256;
 constexpr std::size_t kAlignment = 64;
 
 bool wants_extras(const Problem& problem) {
@@ -19,20 +19,33 @@ bool wants_extras(const Problem& problem) {
          problem.dropout_p > 0 || !(problem.scale > 0);
 }
 
-/// The first variant that takes the problem: head dims ascend.
-const F32BackwardVariant* choose(const Problem& problem) {
+/// The first variant that takes the problem: head dims ascend. Empty if there is none.
+F32BackwardVariant choose(const Problem& problem) {
   const int shared_bytes = device_info(problem.device.index).shared_bytes;
-  for (const auto variants : {f32_backward_d64(), f32_backward_d128()}) {
-    for (const F32BackwardVariant& variant : variants) {
-      const F32BackwardConfig& c = variant.config;
-      if (c.extras == wants_extras(problem) &&
-          std::max(problem.head_dim, problem.head_dim_v) <= c.head_dim &&
-          static_cast<int>(c.shared_bytes()) <= shared_bytes) {
-        return &variant;
-      }
-    }
+  const bool extras = wants_extras(problem);
+  for (const F32BackwardVariant variant :
+       {f32_backward_d64(extras), f32_backward_d128(extras), f32_backward_d256(extras)}) {
+    const bool fits =
+        std::all_of(variant.begin(), variant.end(), [&](const F32BackwardKernel& kernel) {
+          return std::max(problem.head_dim, problem.head_dim_v) <= kernel.config.head_dim &&
+                 static_cast<int>(kernel.config.shared_bytes()) <= shared_bytes;
+        });
+    if (fits) return variant;
   }
-  return nullptr;
+  return {};
+}
+
+bool is_wanted(F32Gradients gradients, const Gradients& g) {
+  switch (gradients) {
+    case F32Gradients::d_q:
+      return g.d_q.data != nullptr;
+    case F32Gradients::d_k:
+      return g.d_k.data != nullptr;
+    case F32Gradients::d_v:
+      return g.d_v.data != nullptr;
+    default:
+      return g.d_k.data != nullptr || g.d_v.data != nullptr;
+  }
 }
 
 }  // namespace
@@ -63,10 +76,15 @@ F32Backward::Workspace F32Backward::workspace() const {
 }
 
 std::string F32Backward::config() const {
-  const F32BackwardConfig& c = variant_.config;
-  return fmt::format(
-      "3 bf16 terms tile={}x{} head_dim={} warps={} stages={} shared={}K seven products{}", c.outer,
-      c.inner, c.head_dim, c.warps, c.stages, c.shared_bytes() / 1024, c.extras ? " extras" : "");
+  std::string text = fmt::format("3 bf16 terms head_dim={}", variant_.front().config.head_dim);
+  for (const F32BackwardKernel& kernel : variant_) {
+    const F32BackwardConfig& c = kernel.config;
+    constexpr const char* kNames[] = {"d_q", "d_kv", "d_k", "d_v"};
+    text += fmt::format(" {}: tile={}x{} warps={} stages={} shared={}K",
+                        kNames[static_cast<int>(c.gradients)], c.outer, c.inner, c.warps, c.stages,
+                        c.shared_bytes() / 1024);
+  }
+  return text + (variant_.front().config.extras ? " extras" : "");
 }
 
 std::size_t F32Backward::workspace_bytes() const { return workspace().end; }
@@ -93,7 +111,10 @@ Status F32Backward::enqueue(const Arguments& arguments, cudaStream_t stream) con
                             split_rows_at(w.k, arguments.workspace + w.k_at),
                             split_rows_at(w.v, arguments.workspace + w.v_at),
                             split_rows_at(w.d_o, arguments.workspace + w.d_o_at)};
-    if (Status status = variant_.enqueue(p, g, terms, stream); !status.ok()) return status;
+    for (const F32BackwardKernel& kernel : variant_) {
+      if (!is_wanted(kernel.config.gradients, g)) continue;
+      if (Status status = kernel.enqueue(p, g, terms, stream); !status.ok()) return status;
+    }
   }
   if (g.d_bias.data != nullptr) {
     if (Status status = generic::bias_gradient(problem_.dtype, p, g, stream); !status.ok()) {
@@ -108,12 +129,12 @@ std::string reject_f32_backward(const Problem& problem) {
     return fmt::format("head dims up to {}, not {} and {}", kLargestHeadDim, problem.head_dim,
                        problem.head_dim_v);
   }
-  if (choose(problem) == nullptr) return "too little shared memory on this device";
+  if (choose(problem).empty()) return "too little shared memory on this device";
   return {};
 }
 
 std::unique_ptr<Kernel> make_f32_backward(const Problem& problem) {
-  return std::make_unique<F32Backward>(problem, *choose(problem));
+  return std::make_unique<F32Backward>(problem, choose(problem));
 }
 
 }  // namespace tessera::cuda::sm80

@@ -11,7 +11,8 @@
 // with p = e^(s − lse), d_s = p (d_p − delta). s and d_p are computed in both, seven products
 // instead of five; in exchange a warp owns 16 rows from the scores to the gradients, so that p and
 // d_s, as terms three times the size of f16's, never leave its registers, nothing is added
-// atomically, and every run gives the same bits.
+// atomically, and every run gives the same bits. Above head dim 128 registers hold the rows of one
+// gradient, not of two: d_k and d_v come from two launches of f32_d_kv, with eight products.
 //
 // Outer rows lie in shared memory as f32 and are split where a warp reads them; inner rows have
 // been split beforehand (algo/split_rows.hpp) and come by cp.async, the next tile while one is
@@ -37,7 +38,8 @@ struct F32BackwardTiles {
   static constexpr int kColumnTiles = C.inner / 8;
   static constexpr int kDimTiles = C.head_dim / 8;
   static constexpr int kWide = kRowTiles == 1 ? 2 : 1;  ///< As in f32_forward.cuh.
-  static_assert(C.outer == kRowTiles * 16 * C.warps && C.inner % (16 * kWide) == 0);
+  static constexpr int kScoresWide = C.inner % (16 * kWide) == 0 ? kWide : 1;
+  static_assert(C.outer == kRowTiles * 16 * C.warps && C.inner % 16 == 0);
 
   using Outer = F32Tile<C.outer, C.head_dim>;
   using Inner = SplitTile<C.inner, C.head_dim>;
@@ -45,7 +47,7 @@ struct F32BackwardTiles {
   using Accumulator = float[kRowTiles][kDimTiles][4];
 
   static constexpr int kScalars = 2 * C.inner;  ///< lse and delta of one stage.
-  static constexpr int kInnerAt = 2 * Outer::kBytes;
+  static constexpr int kInnerAt = C.outer_tiles() * Outer::kBytes;
   static constexpr int kScalarsAt = kInnerAt + C.stages * 2 * Inner::kBytes;
   static constexpr int kSharedBytes = kScalarsAt + C.stages * kScalars * 4;
   static_assert(kSharedBytes == static_cast<int>(C.shared_bytes()));
@@ -77,7 +79,7 @@ struct F32BackwardTiles {
       SplitOperand a[kRowTiles];
 #pragma unroll
       for (int r = 0; r < kRowTiles; ++r) a[r] = read_split_a(outer, row + 16 * r, k);
-      multiply_split<kWide, kFirst>(s, a, [&](std::uint32_t(&b)[4], int c, int t) {
+      multiply_split<kScoresWide, kFirst>(s, a, [&](std::uint32_t(&b)[4], int c, int t) {
         read_b_transposed(b, inner.term(t), 16 * c, k);
       });
     }
@@ -174,6 +176,8 @@ __global__ void __launch_bounds__(F32BackwardTiles<ConfigOf::value>::kThreads, 1
   constexpr F32BackwardConfig C = ConfigOf::value;
   using S = F32BackwardTiles<C>;
   using Rules = ScorePart<float, S::kRowTiles, S::kColumnTiles>;
+  constexpr bool kForK = C.gradients != F32Gradients::d_v;
+  constexpr bool kForV = C.gradients != F32Gradients::d_k;
   extern __shared__ __align__(128) std::byte shared[];
   TileIndex tile;
   tile.h = static_cast<int>(blockIdx.x) / tiles;
@@ -199,9 +203,11 @@ __global__ void __launch_bounds__(F32BackwardTiles<ConfigOf::value>::kThreads, 1
     }
     load_f32_tile<S::kThreads>(k, row_of<const float>(p.k, b, h_kv, sequence.kv_begin),
                                p.k.stride_s, p.k.vectors, j0, sequence.kv_len, p.head_dim, listed);
-    load_f32_tile<S::kThreads>(v, row_of<const float>(p.v, b, h_kv, sequence.kv_begin),
-                               p.v.stride_s, p.v.vectors, j0, sequence.kv_len, p.head_dim_v,
-                               listed);
+    if constexpr (kForK) {
+      load_f32_tile<S::kThreads>(v, row_of<const float>(p.v, b, h_kv, sequence.kv_begin),
+                                 p.v.stride_s, p.v.vectors, j0, sequence.kv_len, p.head_dim_v,
+                                 listed);
+    }
   };
   const auto load_queries = [&](const Visit& visit, int h, int stage) {
     S::load_inner(S::inner(base, stage, 0), terms.q, b, h, sequence.q_begin, sequence.q_len,
@@ -238,7 +244,7 @@ __global__ void __launch_bounds__(F32BackwardTiles<ConfigOf::value>::kThreads, 1
     const auto q = S::inner(base, stage, 0), d_o = S::inner(base, stage, 1);
     typename S::Scores s = {}, d_p = {};
     S::template multiply_rows<Operand::b>(s, k, warp_row, q);  // the same bits as Q Kᵀ has
-    S::multiply_rows(d_p, v, warp_row, d_o);
+    if constexpr (kForK) S::multiply_rows(d_p, v, warp_row, d_o);
     const float* lse = scalars + stage * S::kScalars;
     const Rules rules(p, sequence, b, h, warp_keys.begin, now.begin, {lse, lse + C.inner});
     unsigned kept = ~0u;
@@ -253,13 +259,17 @@ __global__ void __launch_bounds__(F32BackwardTiles<ConfigOf::value>::kThreads, 1
     }
     if (now.full == 0) rules.hide_blocks(s);
     rules.finish(s, d_p, C.extras ? 1.0f : p.scale, kept);
-    S::multiply_scores(d_v, s, d_o);
-    S::multiply_scores(d_k, d_p, q);
+    if constexpr (kForV) S::multiply_scores(d_v, s, d_o);
+    if constexpr (kForK) S::multiply_scores(d_k, d_p, q);
   }
-  S::store(g.d_k, b, h_kv, sequence.kv_begin, j0 + warp_row, sequence.kv_rows, p.head_dim, d_k,
-           p.scale);
-  S::store(g.d_v, b, h_kv, sequence.kv_begin, j0 + warp_row, sequence.kv_rows, p.head_dim_v, d_v,
-           p.keep_scale);
+  if constexpr (kForK) {
+    S::store(g.d_k, b, h_kv, sequence.kv_begin, j0 + warp_row, sequence.kv_rows, p.head_dim, d_k,
+             p.scale);
+  }
+  if constexpr (kForV) {
+    S::store(g.d_v, b, h_kv, sequence.kv_begin, j0 + warp_row, sequence.kv_rows, p.head_dim_v, d_v,
+             p.keep_scale);
+  }
 }
 
 template <typename ConfigOf>
@@ -376,24 +386,24 @@ template <F32BackwardConfig C>
 Status enqueue_f32_backward(const Parameters& p, const Gradients& g, const SplitInputs& terms,
                             cudaStream_t stream) {
   using S = F32BackwardTiles<C>;
-  if (g.d_k.data != nullptr || g.d_v.data != nullptr) {
+  if constexpr (C.gradients == F32Gradients::d_q) {
+    return launch("cuda_sm80_f32 d_q", f32_d_q<Constant<C>>,
+                  tiles_per_head(p, p.seq_q, C.outer) * p.heads_q, S::kThreads, S::kSharedBytes,
+                  stream, p, g, terms);
+  } else {
     const std::int64_t tiles = tiles_per_head(p, p.seq_kv, C.outer);
-    if (Status status =
-            launch("cuda_sm80_f32 d_kv", f32_d_kv<Constant<C>>, tiles * p.heads_kv, S::kThreads,
-                   S::kSharedBytes, stream, p, g, terms, static_cast<int>(tiles));
-        !status.ok()) {
-      return status;
-    }
+    return launch("cuda_sm80_f32 d_kv", f32_d_kv<Constant<C>>, tiles * p.heads_kv, S::kThreads,
+                  S::kSharedBytes, stream, p, g, terms, static_cast<int>(tiles));
   }
-  if (g.d_q.data == nullptr) return {};
-  const std::int64_t tiles = tiles_per_head(p, p.seq_q, C.outer);
-  return launch("cuda_sm80_f32 d_q", f32_d_q<Constant<C>>, tiles * p.heads_q, S::kThreads,
-                S::kSharedBytes, stream, p, g, terms);
 }
 
-template <F32BackwardConfig C>
-constexpr F32BackwardVariant f32_backward_variant() {
-  return {C, enqueue_f32_backward<C>};
+/// Without and with extras.
+template <F32BackwardConfig... kConfigs>
+F32BackwardVariant f32_backward_variant(bool extras) {
+  static constexpr F32BackwardKernel kPlain[] = {{kConfigs, enqueue_f32_backward<kConfigs>}...};
+  static constexpr F32BackwardKernel kExtras[] = {
+      {kConfigs.with_extras(), enqueue_f32_backward<kConfigs.with_extras()>}...};
+  return extras ? F32BackwardVariant(kExtras) : F32BackwardVariant(kPlain);
 }
 
 }  // namespace tessera::cuda::sm80

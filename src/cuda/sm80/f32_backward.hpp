@@ -14,22 +14,28 @@
 
 namespace tessera::cuda::sm80 {
 
-/// How a block of either kernel works (f32_backward.cuh).
+/// Gradients that a kernel computes.
+enum class F32Gradients { d_q, d_kv, d_k, d_v };
+
+/// How a block works (f32_backward.cuh).
 struct F32BackwardConfig {
+  F32Gradients gradients;
   int head_dim;  ///< Of all tensors, padded: smaller ones are zero-filled in shared memory.
   int outer;     ///< Rows whose gradients a block computes.
   int inner;     ///< Rows of one step.
   int warps;
-  int stages;   ///< Inner tiles in shared memory.
-  bool extras;  ///< Softcap, bias, ALiBi, mask, dropout, scale ≤ 0.
+  int stages;           ///< Inner tiles in shared memory.
+  bool extras = false;  ///< Softcap, bias, ALiBi, mask, dropout, scale ≤ 0.
 
   constexpr F32BackwardConfig with_extras() const {
     F32BackwardConfig c = *this;
     c.extras = true;
     return c;
   }
+  /// Tensors whose outer rows a block keeps: d_v needs no product with v.
+  constexpr int outer_tiles() const { return gradients == F32Gradients::d_v ? 1 : 2; }
   constexpr std::size_t shared_bytes() const {
-    return 2 * head_dim * (outer * sizeof(float) + stages * inner * 2 * kTerms) +
+    return head_dim * (outer_tiles() * outer * sizeof(float) + stages * 2 * inner * 2 * kTerms) +
            stages * 2 * inner * sizeof(float);
   }
 };
@@ -39,20 +45,24 @@ struct SplitInputs {
   Rows q, k, v, d_o;
 };
 
-/// A compiled pair of kernels.
-struct F32BackwardVariant {
+/// A compiled kernel.
+struct F32BackwardKernel {
   F32BackwardConfig config;
   Status (*enqueue)(const Parameters& p, const Gradients& g, const SplitInputs& terms,
                     cudaStream_t stream);
 };
 
+/// Kernels that compute all gradients together.
+using F32BackwardVariant = std::span<const F32BackwardKernel>;
+
 /// Those of one head dim (one source file each).
-std::span<const F32BackwardVariant> f32_backward_d64();
-std::span<const F32BackwardVariant> f32_backward_d128();
+F32BackwardVariant f32_backward_d64(bool extras);
+F32BackwardVariant f32_backward_d128(bool extras);
+F32BackwardVariant f32_backward_d256(bool extras);
 
 class F32Backward final : public CudaKernel {
  public:
-  F32Backward(const Problem& problem, const F32BackwardVariant& variant)
+  F32Backward(const Problem& problem, F32BackwardVariant variant)
       : CudaKernel(problem), variant_(variant) {}
   std::string config() const override;
   std::size_t workspace_bytes() const override;
@@ -64,7 +74,7 @@ class F32Backward final : public CudaKernel {
   struct Workspace;
   Workspace workspace() const;
 
-  const F32BackwardVariant& variant_;
+  const F32BackwardVariant variant_;
 };
 
 /// Empty if there is a kernel for the backward pass of a problem, else why not.

@@ -2,14 +2,11 @@
 
 namespace tessera::cuda::sm80 {
 
-std::span<const F32BackwardVariant> f32_backward_d128() {
-  // D, outer, inner, warps, stages
-  constexpr F32BackwardConfig kConfig{128, 128, 32, 8, 2, false};
-  static constexpr F32BackwardVariant kVariants[] = {
-      f32_backward_variant<kConfig>(),
-      f32_backward_variant<kConfig.with_extras()>(),
-  };
-  return kVariants;
+F32BackwardVariant f32_backward_d128(bool extras) {
+  using enum F32Gradients;
+  // gradients, D, outer, inner, warps, stages
+  return f32_backward_variant<F32BackwardConfig{d_kv, 128, 128, 32, 8, 2},
+                              F32BackwardConfig{d_q, 128, 128, 32, 8, 2}>(extras);
 }
 
 }  // namespace tessera::cuda::sm80

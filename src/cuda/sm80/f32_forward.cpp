@@ -9,7 +9,7 @@
 namespace tessera::cuda::sm80 {
 namespace {
 
-constexpr int kLargestHeadDim = 128;
+constexpr int kLargestHeadDim = 256;
 
 bool wants_extras(const Problem& problem) {
   return problem.softcap > 0 || problem.bias || problem.alibi || problem.mask || problem.sink ||
@@ -19,7 +19,7 @@ bool wants_extras(const Problem& problem) {
 /// The first variant that takes the problem: head dims ascend.
 const F32ForwardVariant* choose(const Problem& problem) {
   const int shared_bytes = device_info(problem.device.index).shared_bytes;
-  for (const auto variants : {f32_forward_d64(), f32_forward_d128()}) {
+  for (const auto variants : {f32_forward_d64(), f32_forward_d128(), f32_forward_d256()}) {
     for (const F32ForwardVariant& variant : variants) {
       const F32ForwardConfig& c = variant.config;
       if (c.extras == wants_extras(problem) &&

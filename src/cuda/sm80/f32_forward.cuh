@@ -4,8 +4,9 @@
 // One block computes one tile of one query head's rows:
 //
 //   K, V [tile_n × D] as terms, shared, `stages` of each; split beforehand (algo/split_rows.hpp)
-//   each warp: Q [rows × D] as terms, registers (or shared memory); S [rows × tile_n] f32,
-//              P = f32 weights in S's place, O [rows × Dv] f32, in registers throughout
+//   each warp: Q [rows × D] as terms in registers, or above head dim 128 as f32 in shared memory;
+//              S [rows × tile_n] f32, P = f32 weights in S's place, O [rows × Dv] f32, in registers
+//              throughout
 //
 //   load K₀, V₀; Q from global memory, split
 //   for each key tile j that the rows see:
@@ -27,7 +28,7 @@
 #include "cuda/ptx/opaque.cuh"
 #include "cuda/sm80/f32_forward.hpp"
 #include "cuda/sm80/forward.cuh"
-#include "cuda/tile/split.cuh"
+#include "cuda/tile/f32_tile.cuh"
 
 namespace tessera::cuda::sm80 {
 
@@ -41,9 +42,10 @@ class F32ForwardTile {
   static constexpr int kSteps = C.head_dim / 16;
   /// Pairs of column tiles side by side; two where one row tile alone would leave products waiting.
   static constexpr int kWide = kRowTiles == 1 ? 2 : 1;
-  static_assert(C.tile_m == kRowTiles * 16 * C.warps && C.tile_n % (16 * kWide) == 0);
+  static constexpr int kScoresWide = C.tile_n % (16 * kWide) == 0 ? kWide : 1;
+  static_assert(C.tile_m == kRowTiles * 16 * C.warps && C.tile_n % 16 == 0);
 
-  using QTile = SplitTile<C.tile_m, C.head_dim>;
+  using QTile = F32Tile<C.tile_m, C.head_dim>;
   using KeyTile = SplitTile<C.tile_n, C.head_dim>;
   using Rules = ScoreTile<float, kRowTiles, kScoreTiles>;
 
@@ -75,6 +77,7 @@ class F32ForwardTile {
     }
     seen = uniform(seen);
     whole = uniform(whole);
+    if (!keys.empty()) load_q();
     Visit now, next;
     bool more = true;
     for (int step = -1; more; ++step) {
@@ -86,10 +89,7 @@ class F32ForwardTile {
         __syncthreads();
       }
       if (more) load_keys(next, (step + 1) % C.stages);
-      if (step < 0) {
-        if (more) load_q();
-        continue;
-      }
+      if (step < 0) continue;
       if (now.begin + C.tile_n <= seen.begin || now.begin >= seen.end) continue;
       attend(now.begin, now.begin < whole.begin || now.begin + C.tile_n > whole.end, now.full == 0,
              step % C.stages);
@@ -114,32 +114,26 @@ class F32ForwardTile {
     }
   }
 
-  /// The warp's rows of Q, split on the way from global memory.
   __device__ __forceinline__ void load_q() {
     const float* head = row_of<const float>(p_.q, tile_.b, tile_.h, sequence_.q_begin);
+    if constexpr (C.kept_q) {
 #pragma unroll
-    for (int r = 0; r < kRowTiles; ++r) {
+      for (int r = 0; r < kRowTiles; ++r) {
 #pragma unroll
-      for (int k = 0; k < kSteps; ++k) {
-        SplitOperand q;
+        for (int k = 0; k < kSteps; ++k) {
 #pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const int row = warp_row_ + 16 * r + e % 2 * 8 + lane_id() / 4;
-          const int column = 16 * k + e / 2 * 8 + lane_id() % 4 * 2;
-          const float2 pair = read_pair(head, tile_.begin + row, column);
-          q.set(e, pair.x, pair.y);
-          if constexpr (!C.kept_q) {
-#pragma unroll
-            for (int t = 0; t < kTerms; ++t) {
-              ptx::store_shared_4(q_.term(t).at(row, 2 * k + e / 2) + lane_id() % 4 * 4,
-                                  q.terms[t][e]);
-            }
+          for (int e = 0; e < 4; ++e) {
+            const int row = warp_row_ + 16 * r + e % 2 * 8 + lane_id() / 4;
+            const int column = 16 * k + e / 2 * 8 + lane_id() % 4 * 2;
+            const float2 pair = read_pair(head, tile_.begin + row, column);
+            q_kept_[r][k].set(e, pair.x, pair.y);
           }
         }
-        if constexpr (C.kept_q) q_kept_[r][k] = q;
       }
+    } else {
+      load_f32_tile<kThreads>(q_, head, p_.q.stride_s, p_.q.vectors, rows_.begin, rows_.end,
+                              p_.head_dim);
     }
-    __syncwarp();
   }
 
   __device__ __forceinline__ float2 read_pair(const float* head, int i, int column) const {
@@ -185,13 +179,10 @@ class F32ForwardTile {
         if constexpr (C.kept_q) {
           q[r] = q_kept_[r][k];
         } else {
-#pragma unroll
-          for (int t = 0; t < kTerms; ++t) {
-            read_a(q[r].terms[t], q_.term(t), warp_row_ + 16 * r, k);
-          }
+          q[r] = read_split_a(q_, warp_row_ + 16 * r, k);
         }
       }
-      multiply_split<kWide>(s, q, [&](std::uint32_t(&b)[4], int c, int t) {
+      multiply_split<kScoresWide>(s, q, [&](std::uint32_t(&b)[4], int c, int t) {
         read_b_transposed(b, keys.term(t), 16 * c, k);
       });
     }

@@ -21,11 +21,12 @@ struct F32ForwardConfig {
   int warps;
   int stages;   ///< Key tiles in shared memory.
   int blocks;   ///< Blocks that registers leave room for on a multiprocessor.
-  bool kept_q;  ///< Q's terms lie in registers, else in shared memory.
+  bool kept_q;  ///< Q lies in registers, as terms; else in shared memory, as f32.
   bool extras;  ///< Softcap, bias, ALiBi, boolean mask, sink, dropout, scale ≤ 0.
 
   constexpr std::size_t shared_bytes() const {
-    return 2 * kTerms * head_dim * (stages * 2 * tile_n + (kept_q ? 0 : tile_m));
+    const int q = kept_q ? 0 : tile_m * head_dim * static_cast<int>(sizeof(float));
+    return q + stages * 2 * tile_n * head_dim * kTerms * 2;
   }
 };
 
@@ -38,6 +39,7 @@ struct F32ForwardVariant {
 /// Those of one head dim (one source file each), most preferred first.
 std::span<const F32ForwardVariant> f32_forward_d64();
 std::span<const F32ForwardVariant> f32_forward_d128();
+std::span<const F32ForwardVariant> f32_forward_d256();
 
 class F32Forward final : public CudaKernel {
  public:
