@@ -2,14 +2,10 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
-
 #include "cuda/host/parameters.hpp"
 
 namespace tessera::cuda::sm80 {
 namespace {
-
-constexpr int kLargestHeadDim = 256;
 
 bool wants_extras(const Problem& problem) {
   return problem.softcap > 0 || problem.bias || problem.alibi || problem.mask || problem.sink ||
@@ -19,11 +15,12 @@ bool wants_extras(const Problem& problem) {
 /// The first variant that takes the problem: head dims ascend.
 const F32ForwardVariant* choose(const Problem& problem) {
   const int shared_bytes = device_info(problem.device.index).shared_bytes;
-  for (const auto variants : {f32_forward_d64(), f32_forward_d128(), f32_forward_d256()}) {
+  for (const auto variants :
+       {f32_forward_d64(), f32_forward_d128(), f32_forward_d256(), f32_forward_d512()}) {
     for (const F32ForwardVariant& variant : variants) {
       const F32ForwardConfig& c = variant.config;
-      if (c.extras == wants_extras(problem) &&
-          std::max(problem.head_dim, problem.head_dim_v) <= c.head_dim &&
+      if (c.extras == wants_extras(problem) && problem.head_dim <= c.head_dim &&
+          problem.head_dim_v <= c.largest_head_dim_v() &&
           static_cast<int>(c.shared_bytes()) <= shared_bytes) {
         return &variant;
       }
@@ -41,9 +38,9 @@ SplitShape split_keys(const Problem& problem, std::int64_t columns) {
 
 std::string F32Forward::config() const {
   const F32ForwardConfig& c = variant_.config;
-  return fmt::format("3 bf16 terms tile={}x{} head_dim={} warps={} stages={} shared={}K{}",
-                     c.tile_m, c.tile_n, c.head_dim, c.warps, c.stages, c.shared_bytes() / 1024,
-                     c.extras ? " extras" : "");
+  return fmt::format("3 bf16 terms tile={}x{} head_dim={},{} warps={} stages={} shared={}K{}",
+                     c.tile_m, c.tile_n, c.head_dim, c.head_dim_v, c.warps, c.stages,
+                     c.shared_bytes() / 1024, c.extras ? " extras" : "");
 }
 
 std::size_t F32Forward::workspace_bytes() const {
@@ -60,14 +57,11 @@ Status F32Forward::enqueue(const Arguments& arguments, cudaStream_t stream) cons
   if (Status status = split_rows(v, p.v, v_terms, stream); !status.ok()) return status;
   p.k = split_rows_at(k, arguments.workspace);
   p.v = split_rows_at(v, v_terms);
-  return variant_.enqueue(p, stream);
+  return for_value_columns(p, variant_.config.head_dim_v, /*v_bytes=*/2, /*o_bytes=*/4,
+                           [&](const Parameters& part) { return variant_.enqueue(part, stream); });
 }
 
 std::string reject_f32_forward(const Problem& problem) {
-  if (std::max(problem.head_dim, problem.head_dim_v) > kLargestHeadDim) {
-    return fmt::format("head dims up to {}, not {} and {}", kLargestHeadDim, problem.head_dim,
-                       problem.head_dim_v);
-  }
   if (choose(problem) == nullptr) return "too little shared memory on this device";
   return {};
 }

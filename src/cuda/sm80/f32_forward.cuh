@@ -38,7 +38,7 @@ class F32ForwardTile {
   static constexpr int kThreads = C.warps * kWarpSize;
   static constexpr int kRowTiles = C.tile_m / C.warps / 16;
   static constexpr int kScoreTiles = C.tile_n / 8;
-  static constexpr int kOutTiles = C.head_dim / 8;
+  static constexpr int kOutTiles = C.head_dim_v / 8;
   static constexpr int kSteps = C.head_dim / 16;
   /// Pairs of column tiles side by side; two where one row tile alone would leave products waiting.
   static constexpr int kWide = kRowTiles == 1 ? 2 : 1;
@@ -46,7 +46,8 @@ class F32ForwardTile {
   static_assert(C.tile_m == kRowTiles * 16 * C.warps && C.tile_n % 16 == 0);
 
   using QTile = F32Tile<C.tile_m, C.head_dim>;
-  using KeyTile = SplitTile<C.tile_n, C.head_dim>;
+  using KTile = SplitTile<C.tile_n, C.head_dim>;
+  using VTile = SplitTile<C.tile_n, C.head_dim_v>;
   using Rules = ScoreTile<float, kRowTiles, kScoreTiles>;
 
  public:
@@ -55,8 +56,9 @@ class F32ForwardTile {
         tile_{uniform(tile.b), uniform(tile.h), uniform(tile.begin)},
         sequence_(uniform(sequence_of(p, tile.b))),
         rows_(uniform(Range{tile_.begin, min(tile_.begin + C.tile_m, sequence_.q_len)})),
-        keys_base_(shared),
-        q_{shared + 2 * C.stages * KeyTile::kBytes},
+        k_{shared},
+        v_{shared + C.stages * KTile::kBytes},
+        q_{v_.base + C.stages * VTile::kBytes},
         h_kv_(uniform(tile.h / p.group)),
         warp_row_(uniform(static_cast<int>(threadIdx.x / kWarpSize)) * 16 * kRowTiles),
         rules_(p, sequence_, tile_.b, tile_.h, tile_.begin),
@@ -79,32 +81,66 @@ class F32ForwardTile {
     whole = uniform(whole);
     if (!keys.empty()) load_q();
     Visit now, next;
+    const auto some = [&] { return now.begin + C.tile_n > seen.begin && now.begin < seen.end; };
+    const auto positions = [&] {
+      return now.begin < whole.begin || now.begin + C.tile_n > whole.end;
+    };
     bool more = true;
     for (int step = -1; more; ++step) {
       now = next;
       more = walk.next(next);
       next = uniform(next);
-      if (step >= 0) {
-        ptx::cp_async_wait<0>();
-        __syncthreads();
+      typename Rules::Scores s;
+      if constexpr (C.stages > 1) {
+        if (step >= 0) {
+          ptx::cp_async_wait<0>();
+          __syncthreads();
+        }
+        if (more) load_k(next, (step + 1) % C.stages);
+        if (more) load_v(next, (step + 1) % C.stages);
+        if (step < 0 || !some()) continue;
+        score(s, now, positions(), step % C.stages);
+        multiply_pv(s, v_stage(step % C.stages));
+      } else {
+        if (step >= 0) {
+          arrive();  // K
+          if (some()) score(s, now, positions(), 0);
+          __syncthreads();
+        }
+        if (more) {
+          load_k(next, 0);
+        } else {
+          ptx::cp_async_commit();  // `arrive` counts them
+        }
+        if (step >= 0) {
+          arrive();  // V
+          if (some()) multiply_pv(s, v_);
+          __syncthreads();
+        }
+        if (more) load_v(next, 0);
       }
-      if (more) load_keys(next, (step + 1) % C.stages);
-      if (step < 0) continue;
-      if (now.begin + C.tile_n <= seen.begin || now.begin >= seen.end) continue;
-      attend(now.begin, now.begin < whole.begin || now.begin + C.tile_n > whole.end, now.full == 0,
-             step % C.stages);
     }
     finish();
   }
 
  private:
-  __device__ __forceinline__ void load_keys(const Visit& visit, int stage) {
+  __device__ __forceinline__ void load_k(const Visit& visit, int stage) {
     load_terms(k_stage(stage), p_.k, p_.head_dim, visit);
+    ptx::cp_async_commit();
+  }
+  __device__ __forceinline__ void load_v(const Visit& visit, int stage) {
     load_terms(v_stage(stage), p_.v, p_.head_dim_v, visit);
     ptx::cp_async_commit();
   }
 
-  __device__ __forceinline__ void load_terms(const KeyTile& tile, const Rows& rows, int columns,
+  /// With one stage: all but what was started last is there, for all warps.
+  __device__ __forceinline__ void arrive() {
+    ptx::cp_async_wait<1>();
+    __syncthreads();
+  }
+
+  template <typename Tile>
+  __device__ __forceinline__ void load_terms(const Tile& tile, const Rows& rows, int columns,
                                              const Visit& visit) {
     const auto* from = row_of<const __nv_bfloat16>(rows, tile_.b, h_kv_, sequence_.kv_begin);
 #pragma unroll
@@ -146,16 +182,24 @@ class F32ForwardTile {
             exists && column + 1 < p_.head_dim ? from[1] : 0.0f};
   }
 
-  /// The key tile from `begin` on. Some elements do not count because of their `positions`, or of
-  /// the block mask (`blocks`).
-  __device__ __forceinline__ void attend(int begin, bool positions, bool blocks, int stage) {
-    typename Rules::Scores s = {};
+  /// s = weights of the key tile of `visit`. Some elements may not count because of their
+  /// `positions`.
+  __device__ __forceinline__ void score(typename Rules::Scores& s, const Visit& visit,
+                                        bool positions, int stage) {
+#pragma unroll
+    for (int r = 0; r < kRowTiles; ++r) {
+#pragma unroll
+      for (int n = 0; n < kScoreTiles; ++n) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) s[r][n][e] = 0;
+      }
+    }
     multiply_qk(s, k_stage(stage));
     if constexpr (C.extras) {
-      if (scored_) rules_.score(s, begin);
+      if (scored_) rules_.score(s, visit.begin);
     }
-    if (blocks) rules_.mask_blocks(s, begin);
-    if (positions) rules_.mask_positions(s, begin);
+    if (visit.full == 0) rules_.mask_blocks(s, visit.begin);
+    if (positions) rules_.mask_positions(s, visit.begin);
     softmax_.weigh(s, [this](int r, int half, float by) {
 #pragma unroll
       for (int n = 0; n < kOutTiles; ++n) {
@@ -164,13 +208,12 @@ class F32ForwardTile {
       }
     });
     if constexpr (C.extras) {
-      if (p_.dropout_threshold != 0) rules_.drop(s, begin);
+      if (p_.dropout_threshold != 0) rules_.drop(s, visit.begin);
     }
-    multiply_pv(s, v_stage(stage));
   }
 
   /// S [rows × tile_n] += Q [rows × D] Kᵀ [D × tile_n].
-  __device__ __forceinline__ void multiply_qk(typename Rules::Scores& s, const KeyTile& keys) {
+  __device__ __forceinline__ void multiply_qk(typename Rules::Scores& s, const KTile& keys) {
 #pragma unroll
     for (int k = 0; k < kSteps; ++k) {
       SplitOperand q[kRowTiles];
@@ -190,7 +233,7 @@ class F32ForwardTile {
 
   /// O [rows × Dv] += P [rows × tile_n] V [tile_n × Dv].
   __device__ __forceinline__ void multiply_pv(const typename Rules::Scores& weights,
-                                              const KeyTile& values) {
+                                              const VTile& values) {
 #pragma unroll
     for (int k = 0; k < C.tile_n / 16; ++k) {
       SplitOperand p[kRowTiles];
@@ -235,18 +278,19 @@ class F32ForwardTile {
     }
   }
 
-  __device__ __forceinline__ KeyTile k_stage(int stage) const {
-    return {keys_base_ + 2 * stage * KeyTile::kBytes};
+  __device__ __forceinline__ KTile k_stage(int stage) const {
+    return {k_.base + stage * KTile::kBytes};
   }
-  __device__ __forceinline__ KeyTile v_stage(int stage) const {
-    return {keys_base_ + (2 * stage + 1) * KeyTile::kBytes};
+  __device__ __forceinline__ VTile v_stage(int stage) const {
+    return {v_.base + stage * VTile::kBytes};
   }
 
   const Parameters& p_;
   const TileIndex tile_;
   const Sequence sequence_;
   const Range rows_;  ///< Used rows of the tile.
-  const std::uint32_t keys_base_;
+  const KTile k_;     ///< Stage 0.
+  const VTile v_;
   const QTile q_;
   const int h_kv_;
   const int warp_row_;  ///< The warp's first row within the tile.
@@ -258,7 +302,7 @@ class F32ForwardTile {
 };
 
 template <typename C>
-__global__ void __launch_bounds__(C::value.warps* kWarpSize, C::value.blocks)
+__global__ void __launch_bounds__(C::value.warps* kWarpSize, 1)
     f32_forward(const __grid_constant__ Parameters p) {
   extern __shared__ __align__(128) std::byte shared[];
   TileIndex tile;

@@ -16,17 +16,19 @@ namespace tessera::cuda::sm80 {
 
 /// How a block works (f32_forward.cuh).
 struct F32ForwardConfig {
-  int head_dim;        ///< Of q, k and v, padded: smaller ones are zero-filled in shared memory.
-  int tile_m, tile_n;  ///< Queries of a block; keys of one step.
+  int head_dim, head_dim_v;  ///< Padded sizes: smaller ones are zero-filled in shared memory.
+  int tile_m, tile_n;        ///< Queries of a block; keys of one step.
   int warps;
   int stages;   ///< Key tiles in shared memory.
-  int blocks;   ///< Blocks that registers leave room for on a multiprocessor.
   bool kept_q;  ///< Q lies in registers, as terms; else in shared memory, as f32.
   bool extras;  ///< Softcap, bias, ALiBi, boolean mask, sink, dropout, scale ≤ 0.
 
+  /// Above head dim 256 the columns of v are done in parts of head_dim_v, each with the scores
+  /// anew.
+  constexpr int largest_head_dim_v() const { return head_dim > 256 ? head_dim : head_dim_v; }
   constexpr std::size_t shared_bytes() const {
     const int q = kept_q ? 0 : tile_m * head_dim * static_cast<int>(sizeof(float));
-    return q + stages * 2 * tile_n * head_dim * kTerms * 2;
+    return q + stages * tile_n * (head_dim + head_dim_v) * kTerms * 2;
   }
 };
 
@@ -40,6 +42,7 @@ struct F32ForwardVariant {
 std::span<const F32ForwardVariant> f32_forward_d64();
 std::span<const F32ForwardVariant> f32_forward_d128();
 std::span<const F32ForwardVariant> f32_forward_d256();
+std::span<const F32ForwardVariant> f32_forward_d512();
 
 class F32Forward final : public CudaKernel {
  public:
