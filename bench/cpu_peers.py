@@ -86,8 +86,8 @@ def measure(cell, options, library):
         *tensors[:3],
         tensors[3] if backward else None,
         cell["causal"],
-        options.implementation,
-        options.threads,
+        implementation=options.implementation,
+        threads=options.threads,
     )
     plan.forward()
     scores = 4 * cell["heads"] * cell["seq"] ** 2

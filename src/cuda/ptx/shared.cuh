@@ -47,6 +47,15 @@ __device__ __forceinline__ void load_shared_16(std::uint32_t (&w)[4], std::uint3
                : "memory");
 }
 
+__device__ __forceinline__ float2 load_shared_pair(std::uint32_t from) {
+  float2 pair;
+  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];\n"
+               : "=f"(pair.x), "=f"(pair.y)
+               : "r"(from)
+               : "memory");
+  return pair;
+}
+
 /// Copies 16 bytes from global to shared memory asynchronously, past L1; `bytes` = 0 writes zeros
 /// and reads nothing.
 __device__ __forceinline__ void cp_async_16(std::uint32_t to, const void* from, int bytes) {

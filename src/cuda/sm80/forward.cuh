@@ -93,13 +93,12 @@ struct ForwardTraits {
 };
 
 /// Head h and tile of a block: heads of one key head side by side, then tiles, then key heads.
-template <ForwardConfig C>
-__device__ inline bool locate_block(const Parameters& p, TileIndex& tile) {
+__device__ inline bool locate_block(const Parameters& p, int tile_m, TileIndex& tile) {
   const int in_group = static_cast<int>(blockIdx.x) % p.group;
   const int rest = static_cast<int>(blockIdx.x) / p.group;
   const int tiles = static_cast<int>(gridDim.x) / p.heads_q;
   tile.h = rest / tiles * p.group + in_group;
-  return locate_tile<Side::queries>(p, rest % tiles, C.tile_m, tile);
+  return locate_tile<Side::queries>(p, rest % tiles, tile_m, tile);
 }
 
 /// What is the same in all lanes, said so: the compiler then keeps it in uniform registers.
@@ -316,7 +315,7 @@ __global__ void __launch_bounds__(ForwardTraits<C::value>::kThreads,
     forward(const __grid_constant__ Parameters p) {
   extern __shared__ __align__(128) std::byte shared[];
   TileIndex tile;
-  if (!locate_block<C::value>(p, tile)) return;
+  if (!locate_block(p, C::value.tile_m, tile)) return;
   ForwardTile<C::value>(p, tile, ptx::shared_address(shared)).run();
 }
 
