@@ -88,6 +88,7 @@ CpuInfo detect() {
   info.avx2 = avx2 && fma;  // every such processor has F16C
   info.avx512 = f && bw && dq && vl && info.avx2;
   info.avx512_bf16 = bf16 && info.avx512;
+  info.fast_bf16_pairs = info.avx512_bf16 && __builtin_cpu_is("amd");
 #if defined(__x86_64__) && defined(__linux__)
   const bool amx = add(has_amx_bf16(), "amx_bf16");
   info.amx_bf16 = amx && info.avx512_bf16 && may_use_tiles();

@@ -1,9 +1,11 @@
-// The CPU's table: one row per instruction set, fastest first, and the reference at the end.
+// The CPU's table: one row per instruction set, fastest first on this processor, and the reference
+// at the end.
 #include "reference/rows.hpp"
 
 #include <array>
 #include <cstdlib>
 #include <new>
+#include <utility>
 
 #include "cpu/attention_kernel.hpp"
 #include "cpu/backend.hpp"
@@ -84,25 +86,29 @@ Executor* executor(Executor* requested) {
 }  // namespace
 
 const Backend& backend() {
-  static const std::array<Row, 6> kRows = {{
+  static const std::array<Row, 6> kRows = [] {
+    std::array<Row, 6> rows = {{
 #if defined(TESSERA_CPU_AMX)
-      {"cpu_amx", kSupportsBf16, needs_amx, reject_all_but_bf16, make<kIsaAmx>},
+        {"cpu_amx", kSupportsBf16, needs_amx, reject_all_but_bf16, make<kIsaAmx>},
 #else
-      {"cpu_amx", kSupportsBf16, needs_amx, reject_all_but_bf16, nullptr},
+        {"cpu_amx", kSupportsBf16, needs_amx, reject_all_but_bf16, nullptr},
 #endif
 #if defined(TESSERA_CPU_X86)
-      {"cpu_avx512_bf16", kSupportsBf16, needs_avx512_bf16, reject_all_but_bf16,
-       make<kIsaAvx512Bf16>},
-      {"cpu_avx512", kSupports, needs_avx512, reject, make<kIsaAvx512>},
-      {"cpu_avx2", kSupports, needs_avx2, reject, make<kIsaAvx2>},
+        {"cpu_avx512", kSupports, needs_avx512, reject, make<kIsaAvx512>},
+        {"cpu_avx512_bf16", kSupportsBf16, needs_avx512_bf16, reject_all_but_bf16,
+         make<kIsaAvx512Bf16>},
+        {"cpu_avx2", kSupports, needs_avx2, reject, make<kIsaAvx2>},
 #else
-      {"cpu_avx512_bf16", kSupportsBf16, needs_avx512_bf16, reject_all_but_bf16, nullptr},
-      {"cpu_avx512", kSupports, needs_avx512, reject, nullptr},
-      {"cpu_avx2", kSupports, needs_avx2, reject, nullptr},
+        {"cpu_avx512", kSupports, needs_avx512, reject, nullptr},
+        {"cpu_avx512_bf16", kSupportsBf16, needs_avx512_bf16, reject_all_but_bf16, nullptr},
+        {"cpu_avx2", kSupports, needs_avx2, reject, nullptr},
 #endif
-      {"cpu_portable", kSupports, always, reject, make<kIsaPortable>},
-      reference::kReferenceRow,
-  }};
+        {"cpu_portable", kSupports, always, reject, make<kIsaPortable>},
+        reference::kReferenceRow,
+    }};
+    if (cpu_info().fast_bf16_pairs) std::swap(rows[1], rows[2]);
+    return rows;
+  }();
   static const Backend kBackend = {
       DeviceType::cpu,        kRows,   absent, count, describe, allocate, release,
       /*host_readable=*/true, executor};
