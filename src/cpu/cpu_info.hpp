@@ -12,8 +12,8 @@ struct CpuInfo {
   bool avx2 = false;     ///< With FMA and F16C.
   bool avx512 = false;   ///< F, BW, DQ and VL.
   bool avx512_bf16 = false;
-  /// Whether dot products of bf16 pairs do more than f32 multiply-adds: Zen starts two in a cycle,
-  /// Sapphire Rapids one in two cycles, half the multiply-adds of f32.
+  /// Whether dot products of bf16 pairs do more than f32 multiply-adds: Zen starts as
+  /// many of them, each of twice the work; Sapphire Rapids a quarter, half the multiply-adds.
   bool fast_bf16_pairs = false;
   bool amx_bf16 = false;  ///< With AVX-512 BF16, and the system lets this process use the tiles.
   int threads = 1;        ///< CPUs this process may use.
