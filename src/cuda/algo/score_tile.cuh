@@ -52,7 +52,8 @@ __device__ inline std::uint64_t block_mask_bits(const Parameters& p, int b, int 
   return bits;
 }
 
-template <typename T, int kRowTiles, int kColumnTiles>
+/// kParts neighbouring warps share rows.
+template <typename T, int kRowTiles, int kColumnTiles, int kParts = 1>
 class ScoreTile {
  public:
   using Scores = float[kRowTiles][kColumnTiles][4];
@@ -228,7 +229,7 @@ class ScoreTile {
     __device__ __forceinline__ Lane() {
       unsigned thread = threadIdx.x;
       ptx::make_opaque(thread);
-      warp = static_cast<int>(thread / kWarpSize);
+      warp = static_cast<int>(thread / (kWarpSize * kParts));
       g = static_cast<int>(thread % kWarpSize / 4);
       t = static_cast<int>(thread % 4);
     }

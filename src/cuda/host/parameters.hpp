@@ -13,15 +13,14 @@ Parameters make_parameters(const Problem& problem, const Arguments& arguments);
 /// `delta` lies in the workspace.
 Gradients make_gradients(const Problem& problem, const Arguments& arguments, float* delta);
 
-/// Calls enqueue(parameters) for parts of at most `columns` columns of v and o, whose elements take
-/// v_bytes and o_bytes. The first part alone writes lse.
+/// Calls enqueue(parameters) for parts of at most `columns` columns of v and o, of `bytes` each.
+/// The first part alone writes lse.
 template <typename Enqueue>
-Status for_value_columns(const Parameters& p, int columns, std::int64_t v_bytes,
-                         std::int64_t o_bytes, Enqueue enqueue) {
+Status for_value_columns(const Parameters& p, int columns, std::int64_t bytes, Enqueue enqueue) {
   for (int first = 0; first < p.head_dim_v; first += columns) {
     Parameters part = p;
-    part.v.data = static_cast<std::byte*>(p.v.data) + first * v_bytes;
-    part.o.data = static_cast<std::byte*>(p.o.data) + first * o_bytes;
+    part.v.data = static_cast<std::byte*>(p.v.data) + first * bytes;
+    part.o.data = static_cast<std::byte*>(p.o.data) + first * bytes;
     part.head_dim_v = std::min(columns, p.head_dim_v - first);
     if (first > 0) part.lse.data = nullptr;
     if (Status status = enqueue(part); !status.ok()) return status;

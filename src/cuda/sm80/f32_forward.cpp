@@ -20,7 +20,7 @@ const F32ForwardVariant* choose(const Problem& problem) {
     for (const F32ForwardVariant& variant : variants) {
       const F32ForwardConfig& c = variant.config;
       if (c.extras == wants_extras(problem) && problem.head_dim <= c.head_dim &&
-          problem.head_dim_v <= c.largest_head_dim_v() &&
+          problem.head_dim_v <= c.head_dim_v &&
           static_cast<int>(c.shared_bytes()) <= shared_bytes) {
         return &variant;
       }
@@ -38,9 +38,9 @@ SplitShape split_keys(const Problem& problem, std::int64_t columns) {
 
 std::string F32Forward::config() const {
   const F32ForwardConfig& c = variant_.config;
-  return fmt::format("3 bf16 terms tile={}x{} head_dim={},{} warps={} stages={} shared={}K{}",
-                     c.tile_m, c.tile_n, c.head_dim, c.head_dim_v, c.warps, c.stages,
-                     c.shared_bytes() / 1024, c.extras ? " extras" : "");
+  return fmt::format("3 bf16 terms tile={}x{} head_dim={},{} warps={}x{} stages={} shared={}K{}",
+                     c.tile_m, c.tile_n, c.head_dim, c.head_dim_v, c.warps / c.parts, c.parts,
+                     c.stages, c.shared_bytes() / 1024, c.extras ? " extras" : "");
 }
 
 std::size_t F32Forward::workspace_bytes() const {
@@ -57,8 +57,7 @@ Status F32Forward::enqueue(const Arguments& arguments, cudaStream_t stream) cons
   if (Status status = split_rows(v, p.v, v_terms, stream); !status.ok()) return status;
   p.k = split_rows_at(k, arguments.workspace);
   p.v = split_rows_at(v, v_terms);
-  return for_value_columns(p, variant_.config.head_dim_v, /*v_bytes=*/2, /*o_bytes=*/4,
-                           [&](const Parameters& part) { return variant_.enqueue(part, stream); });
+  return variant_.enqueue(p, stream);
 }
 
 std::string reject_f32_forward(const Problem& problem) {

@@ -15,16 +15,21 @@
 //     O += P V_j, P split 16 keys at a time
 //   O / row sums → global, 8 bytes at a time
 //
-// Six products for each pair of fragments make the tensor cores the bottleneck even with one row
-// tile a warp; what else is done for a score (an f32 addition for each 16 multiply-adds, splitting
-// P, the softmax) fits beside them. One barrier a tile is enough, as in forward.cuh; Q is read by
-// its own warp only.
+// Six products for each pair of fragments make products the bottleneck even with one row tile a
+// warp; what else is done for a score (an f32 addition for each 16 multiply-adds, splitting P, the
+// softmax) fits beside them. One barrier a tile is enough, as in forward.cuh.
+//
+// Above head dim 256 two warps share 16 rows (`parts`): each multiplies half of D, adds the other's
+// half of S, and has half of Dv; the weights are computed by both. Shared memory holds one stage:
+//     wait for K_j; barrier; half of S; barrier; halves of S exchanged in K's place; weights
+//     wait for V_j; barrier; start to load K_j+1; O += P V_j; barrier; start to load V_j+1
 #pragma once
 
 #include "cuda/algo/block_walk.cuh"
 #include "cuda/algo/config.hpp"
 #include "cuda/algo/score_tile.cuh"
 #include "cuda/algo/softmax_f32.cuh"
+#include "cuda/ptx/barrier.cuh"
 #include "cuda/ptx/opaque.cuh"
 #include "cuda/sm80/f32_forward.hpp"
 #include "cuda/sm80/forward.cuh"
@@ -36,19 +41,22 @@ namespace tessera::cuda::sm80 {
 template <F32ForwardConfig C>
 class F32ForwardTile {
   static constexpr int kThreads = C.warps * kWarpSize;
-  static constexpr int kRowTiles = C.tile_m / C.warps / 16;
+  static constexpr int kRowTiles = C.tile_m / (C.warps / C.parts) / 16;
   static constexpr int kScoreTiles = C.tile_n / 8;
-  static constexpr int kOutTiles = C.head_dim_v / 8;
-  static constexpr int kSteps = C.head_dim / 16;
+  static constexpr int kDims = C.head_dim / C.parts;  ///< Of a warp.
+  static constexpr int kOutDims = C.head_dim_v / C.parts;
+  static constexpr int kOutTiles = kOutDims / 8;
+  static constexpr int kSteps = kDims / 16;
   /// Pairs of column tiles side by side; two where one row tile alone would leave products waiting.
   static constexpr int kWide = kRowTiles == 1 ? 2 : 1;
   static constexpr int kScoresWide = C.tile_n % (16 * kWide) == 0 ? kWide : 1;
-  static_assert(C.tile_m == kRowTiles * 16 * C.warps && C.tile_n % 16 == 0);
+  static_assert(C.tile_m * C.parts == kRowTiles * 16 * C.warps && C.tile_n % 16 == 0);
+  static_assert(C.parts == 1 ? C.stages == 2 : C.parts == 2 && C.stages == 1 && !C.kept_q);
 
   using QTile = F32Tile<C.tile_m, C.head_dim>;
   using KTile = SplitTile<C.tile_n, C.head_dim>;
   using VTile = SplitTile<C.tile_n, C.head_dim_v>;
-  using Rules = ScoreTile<float, kRowTiles, kScoreTiles>;
+  using Rules = ScoreTile<float, kRowTiles, kScoreTiles, C.parts>;
 
  public:
   __device__ F32ForwardTile(const Parameters& p, const TileIndex& tile, std::uint32_t shared)
@@ -60,7 +68,8 @@ class F32ForwardTile {
         v_{shared + C.stages * KTile::kBytes},
         q_{v_.base + C.stages * VTile::kBytes},
         h_kv_(uniform(tile.h / p.group)),
-        warp_row_(uniform(static_cast<int>(threadIdx.x / kWarpSize)) * 16 * kRowTiles),
+        warp_row_(uniform(static_cast<int>(threadIdx.x / kWarpSize)) / C.parts * 16 * kRowTiles),
+        part_(uniform(static_cast<int>(threadIdx.x / kWarpSize)) % C.parts),
         rules_(p, sequence_, tile_.b, tile_.h, tile_.begin),
         scored_(C.extras && Rules::needed(p)),
         softmax_(scored_ ? 1.0f : p.scale) {}
@@ -91,29 +100,27 @@ class F32ForwardTile {
       more = walk.next(next);
       next = uniform(next);
       typename Rules::Scores s;
-      if constexpr (C.stages > 1) {
-        if (step >= 0) {
-          ptx::cp_async_wait<0>();
-          __syncthreads();
-        }
+      if constexpr (C.parts == 1) {
+        if (step >= 0) arrive<0>();
         if (more) load_k(next, (step + 1) % C.stages);
         if (more) load_v(next, (step + 1) % C.stages);
         if (step < 0 || !some()) continue;
-        score(s, now, positions(), step % C.stages);
+        multiply_qk(s, k_stage(step % C.stages));
+        weigh(s, now, positions());
         multiply_pv(s, v_stage(step % C.stages));
       } else {
         if (step >= 0) {
-          arrive();  // K
-          if (some()) score(s, now, positions(), 0);
-          __syncthreads();
+          arrive<1>();  // K
+          if (some()) multiply_qk(s, k_);
+          __syncthreads();  // the parts of S take K's place
+          if (some()) {
+            add_parts(s);
+            weigh(s, now, positions());
+          }
+          arrive<0>();  // V
         }
-        if (more) {
-          load_k(next, 0);
-        } else {
-          ptx::cp_async_commit();  // `arrive` counts them
-        }
+        if (more) load_k(next, 0);
         if (step >= 0) {
-          arrive();  // V
           if (some()) multiply_pv(s, v_);
           __syncthreads();
         }
@@ -133,9 +140,10 @@ class F32ForwardTile {
     ptx::cp_async_commit();
   }
 
-  /// With one stage: all but what was started last is there, for all warps.
+  /// All copies but the kPending that were started last are there, for all warps.
+  template <int kPending>
   __device__ __forceinline__ void arrive() {
-    ptx::cp_async_wait<1>();
+    ptx::cp_async_wait<kPending>();
     __syncthreads();
   }
 
@@ -182,19 +190,10 @@ class F32ForwardTile {
             exists && column + 1 < p_.head_dim ? from[1] : 0.0f};
   }
 
-  /// s = weights of the key tile of `visit`. Some elements may not count because of their
-  /// `positions`.
-  __device__ __forceinline__ void score(typename Rules::Scores& s, const Visit& visit,
-                                        bool positions, int stage) {
-#pragma unroll
-    for (int r = 0; r < kRowTiles; ++r) {
-#pragma unroll
-      for (int n = 0; n < kScoreTiles; ++n) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) s[r][n][e] = 0;
-      }
-    }
-    multiply_qk(s, k_stage(stage));
+  /// From products to weights, for the key tile of `visit`. Some elements may not count because of
+  /// their `positions`.
+  __device__ __forceinline__ void weigh(typename Rules::Scores& s, const Visit& visit,
+                                        bool positions) {
     if constexpr (C.extras) {
       if (scored_) rules_.score(s, visit.begin);
     }
@@ -212,8 +211,17 @@ class F32ForwardTile {
     }
   }
 
-  /// S [rows × tile_n] += Q [rows × D] Kᵀ [D × tile_n].
+  /// S [rows × tile_n] = Q [rows × D] Kᵀ [D × tile_n], of the warp's part of D.
   __device__ __forceinline__ void multiply_qk(typename Rules::Scores& s, const KTile& keys) {
+#pragma unroll
+    for (int r = 0; r < kRowTiles; ++r) {
+#pragma unroll
+      for (int n = 0; n < kScoreTiles; ++n) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) s[r][n][e] = 0;
+      }
+    }
+    const QTile q_part{q_.base + part_ * kDims * static_cast<int>(sizeof(float))};
 #pragma unroll
     for (int k = 0; k < kSteps; ++k) {
       SplitOperand q[kRowTiles];
@@ -222,12 +230,36 @@ class F32ForwardTile {
         if constexpr (C.kept_q) {
           q[r] = q_kept_[r][k];
         } else {
-          q[r] = read_split_a(q_, warp_row_ + 16 * r, k);
+          q[r] = read_split_a(q_part, warp_row_ + 16 * r, k);
         }
       }
       multiply_split<kScoresWide>(s, q, [&](std::uint32_t(&b)[4], int c, int t) {
-        read_b_transposed(b, keys.term(t), 16 * c, k);
+        read_b_transposed(b, keys.term(t).columns_from(part_ * kDims), 16 * c, k);
       });
+    }
+  }
+
+  /// Adds the other warp's part of S, by way of shared memory that nobody reads any more.
+  __device__ __forceinline__ void add_parts(typename Rules::Scores& s) {
+    const int warp = warp_row_ / (16 * kRowTiles) * C.parts + part_;
+    const auto place = [this](int of_warp, int element) {
+      return k_.base + ((of_warp * kRowTiles * kScoreTiles + element) * kWarpSize + lane_id()) * 16;
+    };
+#pragma unroll
+    for (int x = 0; x < kRowTiles * kScoreTiles; ++x) {
+      const auto& own = s[x / kScoreTiles][x % kScoreTiles];
+      ptx::store_shared_16(place(warp, x), __float_as_uint(own[0]), __float_as_uint(own[1]),
+                           __float_as_uint(own[2]), __float_as_uint(own[3]));
+    }
+    ptx::sync_group(1 + warp / C.parts, C.parts * kWarpSize);
+#pragma unroll
+    for (int x = 0; x < kRowTiles * kScoreTiles; ++x) {
+      std::uint32_t other[4];
+      ptx::load_shared_16(other, place(warp ^ 1, x));
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        s[x / kScoreTiles][x % kScoreTiles][e] += __uint_as_float(other[e]);
+      }
     }
   }
 
@@ -239,8 +271,9 @@ class F32ForwardTile {
       SplitOperand p[kRowTiles];
 #pragma unroll
       for (int r = 0; r < kRowTiles; ++r) p[r] = split_operand(weights[r], k);
-      multiply_split<kWide>(
-          o_, p, [&](std::uint32_t(&b)[4], int c, int t) { read_b(b, values.term(t), 16 * k, c); });
+      multiply_split<kWide>(o_, p, [&](std::uint32_t(&b)[4], int c, int t) {
+        read_b(b, values.term(t).columns_from(part_ * kOutDims), 16 * k, c);
+      });
     }
   }
 
@@ -262,15 +295,16 @@ class F32ForwardTile {
         auto [scale, lse] = softmax_.finish(r, half, sink);
         if (i >= sequence.q_rows) continue;
         const bool used = i < rows_.end;
-        if (p_.lse.data != nullptr && lane % 4 == 0) {
+        if (p_.lse.data != nullptr && lane % 4 == 0 && part_ == 0) {
           *scalar_of(p_.lse, tile_.b, tile_.h, sequence.q_begin + i) =
               used ? lse : minus_infinity();
         }
         if constexpr (C.extras) scale *= p_.keep_scale;
-        float* to = o + i * p_.o.stride_s + lane % 4 * 2;
+        const int column = part_ * kOutDims + lane % 4 * 2;
+        float* to = o + i * p_.o.stride_s + column;
 #pragma unroll
         for (int n = 0; n < kOutTiles; ++n) {
-          store_pair(to + 8 * n, p_.o.vectors, p_.head_dim_v - 8 * n - lane % 4 * 2,
+          store_pair(to + 8 * n, p_.o.vectors, p_.head_dim_v - column - 8 * n,
                      used ? o_[r][n][2 * half] * scale : 0.0f,
                      used ? o_[r][n][2 * half + 1] * scale : 0.0f);
         }
@@ -294,6 +328,7 @@ class F32ForwardTile {
   const QTile q_;
   const int h_kv_;
   const int warp_row_;  ///< The warp's first row within the tile.
+  const int part_;      ///< Of D and Dv that is the warp's.
   const Rules rules_;
   const bool scored_;  ///< Scores take more than a scale.
   OnlineSoftmaxF32<kRowTiles> softmax_;

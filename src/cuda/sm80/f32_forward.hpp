@@ -19,13 +19,11 @@ struct F32ForwardConfig {
   int head_dim, head_dim_v;  ///< Padded sizes: smaller ones are zero-filled in shared memory.
   int tile_m, tile_n;        ///< Queries of a block; keys of one step.
   int warps;
+  int parts;    ///< Warps that share rows: each has a part of D in the scores, of Dv in the output.
   int stages;   ///< Key tiles in shared memory.
   bool kept_q;  ///< Q lies in registers, as terms; else in shared memory, as f32.
   bool extras;  ///< Softcap, bias, ALiBi, boolean mask, sink, dropout, scale ≤ 0.
 
-  /// Above head dim 256 the columns of v are done in parts of head_dim_v, each with the scores
-  /// anew.
-  constexpr int largest_head_dim_v() const { return head_dim > 256 ? head_dim : head_dim_v; }
   constexpr std::size_t shared_bytes() const {
     const int q = kept_q ? 0 : tile_m * head_dim * static_cast<int>(sizeof(float));
     return q + stages * tile_n * (head_dim + head_dim_v) * kTerms * 2;

@@ -40,8 +40,7 @@ std::string Forward::config() const {
 
 Status Forward::enqueue(const Arguments& arguments, cudaStream_t stream) const {
   const Parameters p = make_parameters(problem_, arguments);
-  const std::int64_t bytes = size_of(problem_.dtype);
-  return for_value_columns(p, variant_.config.head_dim_v, bytes, bytes,
+  return for_value_columns(p, variant_.config.head_dim_v, size_of(problem_.dtype),
                            [&](const Parameters& part) { return variant_.enqueue(part, stream); });
 }
 
