@@ -1,4 +1,4 @@
-"""Tessera's C interface (tessera/tessera.h) for PyTorch tensors on a GPU, by ctypes.
+"""Tessera's C interface (tessera/tessera.h) for PyTorch tensors, by ctypes.
 
 Just what the benchmark needs: attention with fixed shapes, dense or over a block mask, planned
 once and run many times.
@@ -10,7 +10,7 @@ import math
 import torch
 
 _MAX_RANK = 4
-_CUDA = 1
+_CPU, _CUDA = 0, 1
 _FORWARD, _BACKWARD = 1, 2
 _DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
@@ -175,8 +175,8 @@ def _tensor(t):
         rank=rank,
         size=array(*t.shape),
         stride=array(*t.stride()),
-        device_type=_CUDA,
-        device_index=t.device.index,
+        device_type=_CUDA if t.is_cuda else _CPU,
+        device_index=t.device.index or 0,
     )
 
 
@@ -257,7 +257,16 @@ class Plan:
     """
 
     def __init__(
-        self, library, q, k, v, d_o=None, causal=False, block_mask=None, implementation=""
+        self,
+        library,
+        q,
+        k,
+        v,
+        d_o=None,
+        causal=False,
+        block_mask=None,
+        implementation="",
+        threads=0,
     ):
         self._library = library
         self._plan = ctypes.c_void_p()
@@ -283,7 +292,11 @@ class Plan:
             "tessera_plan_create",
             ctypes.byref(_Attention(causal=int(causal))),
             ctypes.byref(self._inputs),
-            ctypes.byref(_PlanOptions(passes=passes, implementation=implementation.encode())),
+            ctypes.byref(
+                _PlanOptions(
+                    passes=passes, implementation=implementation.encode(), threads=threads
+                )
+            ),
             ctypes.byref(self._plan),
         )
         sizes = [ctypes.c_size_t(), ctypes.c_size_t()]
@@ -305,11 +318,11 @@ class Plan:
         return _Run(
             workspace=self._workspace.data_ptr() or None,
             workspace_bytes=self._workspace.numel(),
-            stream=torch.cuda.current_stream().cuda_stream,
+            stream=torch.cuda.current_stream().cuda_stream if self.o.is_cuda else None,
         )
 
     def forward(self):
-        """Enqueues the forward pass on PyTorch's current stream."""
+        """Runs the forward pass; on a GPU enqueues it on PyTorch's current stream."""
         self._library.call(
             "tessera_plan_forward",
             self._plan,
@@ -319,7 +332,7 @@ class Plan:
         )
 
     def backward(self):
-        """Enqueues the backward pass; forward must have run."""
+        """The same for the backward pass; forward must have run."""
         self._library.call(
             "tessera_plan_backward",
             self._plan,
