@@ -131,28 +131,33 @@ class ScoreTile {
     }
   }
 
-  /// −inf where the block mask has no element. Lane l reads the bits of the warp's row l.
+  /// −inf where the block mask has no element. Lane l reads the bits of the warp's row l, a word of
+  /// 64 keys at a time.
   __device__ __forceinline__ void mask_blocks(Scores& s, int j0) const {
-    static_assert(kColumnTiles <= 8, "a row's bits are one 64-bit word");
     const Lane lane;
     const int in_warp = (4 * lane.g + lane.t) % (16 * kRowTiles);
     const int i = min(row(lane, 0, 0) - lane.g + in_warp, sequence_.q_len - 1);
-    const std::uint64_t bits = block_mask_bits(p_, b_, h_, i, j0, 8 * kColumnTiles);
 #pragma unroll
-    for (int r = 0; r < kRowTiles; ++r) {
+    for (int chunk = 0; chunk < kColumnTiles; chunk += 8) {
+      const std::uint64_t bits =
+          block_mask_bits(p_, b_, h_, i, j0 + 8 * chunk, 8 * min(8, kColumnTiles - chunk));
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
+      for (int r = 0; r < kRowTiles; ++r) {
 #pragma unroll
-        for (int word = 0; word < kColumnTiles; word += 4) {  // four column tiles each
-          const std::uint32_t own = __shfl_sync(~0u, static_cast<unsigned>(bits >> (8 * word)),
-                                                16 * r + 8 * half + lane.g) >>
-                                    (2 * lane.t);
+        for (int half = 0; half < 2; ++half) {
 #pragma unroll
-          for (int n = word; n < word + 4 && n < kColumnTiles; ++n) {
+          for (int word = 0; word < 8; word += 4) {  // four column tiles each
+            const std::uint32_t own = __shfl_sync(~0u, static_cast<unsigned>(bits >> (8 * word)),
+                                                  16 * r + 8 * half + lane.g) >>
+                                      (2 * lane.t);
 #pragma unroll
-            for (int e = 0; e < 2; ++e) {
-              const bool listed = (own >> (8 * (n - word) + e) & 1) != 0;
-              if (!listed) s[r][n][2 * half + e] = minus_infinity();
+            for (int n = 0; n < 4; ++n) {
+              if (chunk + word + n >= kColumnTiles) break;
+#pragma unroll
+              for (int e = 0; e < 2; ++e) {
+                const bool listed = (own >> (8 * n + e) & 1) != 0;
+                if (!listed) s[r][chunk + word + n][2 * half + e] = minus_infinity();
+              }
             }
           }
         }

@@ -36,6 +36,11 @@ __device__ __forceinline__ void store_shared_16(std::uint32_t to, std::uint32_t 
                : "memory");
 }
 
+__device__ __forceinline__ void store_shared_8(std::uint32_t to, std::uint32_t w0,
+                                               std::uint32_t w1) {
+  asm volatile("st.shared.v2.b32 [%0], {%1, %2};\n" : : "r"(to), "r"(w0), "r"(w1) : "memory");
+}
+
 __device__ __forceinline__ void store_shared_4(std::uint32_t to, std::uint32_t word) {
   asm volatile("st.shared.b32 [%0], %1;\n" : : "r"(to), "r"(word) : "memory");
 }
@@ -43,6 +48,13 @@ __device__ __forceinline__ void store_shared_4(std::uint32_t to, std::uint32_t w
 __device__ __forceinline__ void load_shared_16(std::uint32_t (&w)[4], std::uint32_t from) {
   asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];\n"
                : "=r"(w[0]), "=r"(w[1]), "=r"(w[2]), "=r"(w[3])
+               : "r"(from)
+               : "memory");
+}
+
+__device__ __forceinline__ void load_shared_8(std::uint32_t (&w)[2], std::uint32_t from) {
+  asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];\n"
+               : "=r"(w[0]), "=r"(w[1])
                : "r"(from)
                : "memory");
 }

@@ -36,9 +36,11 @@
 
 #include "cuda/algo/block_walk.cuh"
 #include "cuda/algo/config.hpp"
+#include "cuda/algo/element.cuh"
 #include "cuda/algo/score_tile.cuh"
 #include "cuda/algo/sequence.cuh"
 #include "cuda/algo/softmax.cuh"
+#include "cuda/algo/uniform.cuh"
 #include "cuda/ptx/mma.cuh"
 #include "cuda/ptx/opaque.cuh"
 #include "cuda/ptx/shared.cuh"
@@ -55,17 +57,6 @@ inline constexpr bool kTight = false;
 #else
 inline constexpr bool kTight = true;
 #endif
-
-template <DType>
-struct ElementOf;
-template <>
-struct ElementOf<DType::f16> {
-  using Type = __half;
-};
-template <>
-struct ElementOf<DType::bf16> {
-  using Type = __nv_bfloat16;
-};
 
 /// Everything about a config that is known when compiling.
 template <ForwardConfig C>
@@ -99,19 +90,6 @@ __device__ inline bool locate_block(const Parameters& p, int tile_m, TileIndex& 
   const int tiles = static_cast<int>(gridDim.x) / p.heads_q;
   tile.h = rest / tiles * p.group + in_group;
   return locate_tile<Side::queries>(p, rest % tiles, tile_m, tile);
-}
-
-/// What is the same in all lanes, said so: the compiler then keeps it in uniform registers.
-__device__ __forceinline__ int uniform(int x) { return __reduce_max_sync(~0u, x); }
-__device__ __forceinline__ Sequence uniform(const Sequence& s) {
-  return {uniform(s.q_begin), uniform(s.kv_begin), uniform(s.q_rows), uniform(s.kv_rows),
-          uniform(s.q_len),   uniform(s.kv_len),   uniform(s.shift)};
-}
-__device__ __forceinline__ Range uniform(const Range& r) {
-  return {uniform(r.begin), uniform(r.end)};
-}
-__device__ __forceinline__ Visit uniform(const Visit& v) {
-  return {uniform(v.begin), v.listed, uniform(v.full)};
 }
 
 /// The work of one block on one tile of rows.
