@@ -2,12 +2,14 @@
 """Times Tessera beside PyTorch's attention on a GPU, in one process and on the same tensors.
 
 The peers are the backends of torch.nn.functional.scaled_dot_product_attention: flash
-(FlashAttention-2), cudnn, efficient (xFormers' memory-efficient attention) and math (unfused). All
-take turns; each run is timed by events after the L2 cache was written over, and while the device
-still waits, so that what the host needs for a launch is not timed. Times are medians.
+(FlashAttention-2), cudnn, efficient (xFormers' memory-efficient attention) and math (unfused); for
+block masks, flex: compiled FlexAttention. All take turns; each run is timed by events after the L2
+cache was written over, and while the device still waits, so that what the host needs for a launch
+is not timed. Times are medians.
 
   bench/peers.py --library build/release/src/libtessera.so
   bench/peers.py --suite decode --dtype f16 --output bench/results
+  bench/peers.py --suite sparse --head-dim 128
 """
 
 import argparse
@@ -21,7 +23,7 @@ import sys
 import warnings
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention import SDPBackend, flex_attention, sdpa_kernel
 
 import tessera_c
 
@@ -34,6 +36,9 @@ BACKENDS = {
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
     "math": SDPBackend.MATH,
 }
+FLEX = "flex"
+BLOCK = 128
+PATTERNS = ("dense", "butterfly", "local_global", "random4", "random16")
 MATH_LIMIT = 8 << 30  # bytes of scores in f32 beyond which the unfused computation is left out
 FEWEST_SAMPLES = 5
 MOST_SAMPLES = 100
@@ -49,6 +54,22 @@ def suite_cells(options):
             dict(batch=8, heads=64, heads_kv=8, seq_q=1, seq_kv=seq, head_dim=128, causal=False)
             for seq in options.seq or [8192, 65536]
         ]
+    if options.suite == "sparse":
+        return [
+            dict(
+                batch=1,
+                heads=WIDTH // head_dim,
+                heads_kv=WIDTH // head_dim,
+                seq_q=seq,
+                seq_kv=seq,
+                head_dim=head_dim,
+                causal=False,
+                pattern=pattern,
+            )
+            for head_dim in options.head_dim or [64, 128]
+            for seq in options.seq or [16384]
+            for pattern in PATTERNS
+        ]
     return [
         dict(
             batch=TOKENS // seq,
@@ -63,6 +84,21 @@ def suite_cells(options):
         for causal in (False, True)
         for seq in options.seq or [512, 1024, 2048, 4096, 8192, 16384]
     ]
+
+
+def pattern_blocks(pattern, seq):
+    """The blocks of a pattern, [query blocks, key blocks]; None for all of them."""
+    if pattern == "dense":
+        return None
+    i = torch.arange(-(-seq // BLOCK)).unsqueeze(1)
+    j = i.t()
+    if pattern == "butterfly":
+        differ = i ^ j
+        return (differ & (differ - 1)) == 0
+    if pattern == "local_global":
+        return ((i - j).abs() <= 3) | (i < 1) | (j < 1)
+    draws = torch.rand(len(i), len(i), generator=torch.Generator().manual_seed(1))
+    return (draws < 1 / int(pattern.removeprefix("random"))) | (i == j)
 
 
 class Stopwatch:
@@ -132,12 +168,39 @@ def make_tensors(cell, dtype, layout):
     return q, k, v, d_o
 
 
+def scaled_dot_product(name, cell):
+    """PyTorch's attention through one of its backends: a function of q, k and v."""
+
+    def attend(q, k, v):
+        with sdpa_kernel([BACKENDS[name]]):
+            return torch.nn.functional.scaled_dot_product_attention(
+                q, k, v, is_causal=cell["causal"], enable_gqa=cell["heads"] != cell["heads_kv"]
+            )
+
+    return attend
+
+
+def flexible(cell, blocks):
+    """Compiled FlexAttention over full blocks: a function of q, k and v."""
+    mask = None
+    if blocks is not None:
+        listed = blocks.to("cuda", torch.int32)
+        counts = listed.sum(dim=-1, dtype=torch.int32)[None, None]
+        indices = torch.argsort(listed, dim=-1, descending=True, stable=True)
+        indices = indices.to(torch.int32)[None, None].contiguous()
+        mask = flex_attention.BlockMask.from_kv_blocks(
+            torch.zeros_like(counts), torch.zeros_like(indices), counts, indices, BLOCK_SIZE=BLOCK
+        )
+    compiled = torch.compile(flex_attention.flex_attention, dynamic=False)
+    grouped = cell["heads"] != cell["heads_kv"]
+    return lambda q, k, v: compiled(q, k, v, block_mask=mask, enable_gqa=grouped)
+
+
 class Peer:
     """One backend of PyTorch's on one problem, its forward pass run once."""
 
-    def __init__(self, name, cell, tensors, backward):
-        self._cell = cell
-        self._backend = BACKENDS[name]
+    def __init__(self, name, cell, tensors, blocks, backward):
+        self._attention = flexible(cell, blocks) if name == FLEX else scaled_dot_product(name, cell)
         q, k, v, self._d_o = tensors
         self._inputs = [t.detach().requires_grad_(backward) for t in (q, k, v)]
         before = torch.cuda.memory_allocated()
@@ -157,12 +220,7 @@ class Peer:
         return max(torch.cuda.max_memory_allocated() - before - kept, 0)
 
     def _attend(self):
-        with sdpa_kernel([self._backend]):
-            return torch.nn.functional.scaled_dot_product_attention(
-                *self._inputs,
-                is_causal=self._cell["causal"],
-                enable_gqa=self._cell["heads"] != self._cell["heads_kv"],
-            )
+        return self._attention(*self._inputs)
 
     def forward(self):
         with torch.no_grad():
@@ -172,7 +230,7 @@ class Peer:
         return torch.autograd.grad(self.o, self._inputs, self._d_o, retain_graph=True)
 
 
-def make_peers(names, cell, tensors, backward):
+def make_peers(names, cell, tensors, blocks, backward):
     """The backends that accept the problem, and why the others do not."""
     peers, missing = {}, {}
     warnings.filterwarnings("ignore", category=UserWarning)  # each backend that refuses says why
@@ -181,8 +239,11 @@ def make_peers(names, cell, tensors, backward):
         if name == "math" and scores > MATH_LIMIT:
             missing[name] = f"scores of {scores >> 30} GiB"
             continue
+        if blocks is not None and name != FLEX:
+            missing[name] = "no block masks"
+            continue
         try:
-            peers[name] = Peer(name, cell, tensors, backward)
+            peers[name] = Peer(name, cell, tensors, blocks, backward)
         except (RuntimeError, torch.OutOfMemoryError) as error:
             missing[name] = str(error).splitlines()[0]
     return peers, missing
@@ -211,15 +272,27 @@ def measure_cell(cell, options, library, stopwatch):
     backward = "backward" in options.passes
     tensors = make_tensors(cell, dtype, options.layout)
     q, k, v, d_o = tensors
+    blocks = pattern_blocks(cell.get("pattern", "dense"), cell["seq_q"])
+    block_mask = None
+    if blocks is not None:
+        block_mask = tessera_c.BlockMask(library, blocks, BLOCK, cell["seq_q"], cell["seq_kv"])
     plan = tessera_c.Plan(
-        library, q, k, v, d_o if backward else None, cell["causal"], options.implementation
+        library,
+        q,
+        k,
+        v,
+        d_o if backward else None,
+        causal=cell["causal"],
+        block_mask=block_mask,
+        implementation=options.implementation,
     )
     plan.forward()
     if backward:
         plan.backward()
-    peers, missing = make_peers(options.backends, cell, tensors, backward)
+    peers, missing = make_peers(options.backends, cell, tensors, blocks, backward)
     torch.cuda.synchronize()
     error = disagreement(plan, peers, backward)
+    density = 1.0 if blocks is None else blocks.float().mean().item()
     records = []
     for index, name in enumerate(("forward", "backward")):
         if name not in options.passes:
@@ -227,7 +300,7 @@ def measure_cell(cell, options, library, stopwatch):
         contenders = {"tessera": getattr(plan, name)}
         contenders |= {peer: getattr(made, name) for peer, made in peers.items()}
         times = in_turns(contenders, stopwatch, options.budget)
-        work = tessera_c.flops(
+        work = density * tessera_c.flops(
             cell["batch"],
             cell["heads"],
             cell["seq_q"],
@@ -243,6 +316,7 @@ def measure_cell(cell, options, library, stopwatch):
             cell
             | dict(
                 direction=name,
+                density=density,
                 dtype=options.dtype,
                 implementation=plan.implementations()[index],
                 ms=ms,
@@ -276,6 +350,10 @@ def columns(record, options, limits):
         "S": seq,
         "D": record["head_dim"],
         "causal": "yes" if record["causal"] else "no",
+    }
+    if "pattern" in record:
+        line["blocks"] = f"{record['pattern']} {record['density']:.4g}"
+    line |= {
         "row": record["implementation"],
         "tessera": f"{record['tflops']['tessera']:.1f}",
     }
@@ -375,14 +453,18 @@ def parse_options(arguments):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--library", default="build/release/src/libtessera.so")
-    parser.add_argument("--suite", default="peers", choices=["peers", "decode"])
+    parser.add_argument("--suite", default="peers", choices=["peers", "decode", "sparse"])
     parser.add_argument("--dtype", default="bf16", choices=list(DTYPES))
     parser.add_argument(
         "--passes",
         type=names(["forward", "backward"]),
         help="default both; decode: forward",
     )
-    parser.add_argument("--backends", default=list(BACKENDS), type=names(list(BACKENDS)))
+    parser.add_argument(
+        "--backends",
+        type=names([*BACKENDS, FLEX]),
+        help=f"default {','.join(BACKENDS)}; sparse: {FLEX}",
+    )
     parser.add_argument("--implementation", default="", help="force this row of Tessera's table")
     parser.add_argument("--head-dim", type=sizes, help="instead of the suite's")
     parser.add_argument("--seq", type=sizes, help="instead of the suite's")
@@ -393,6 +475,8 @@ def parse_options(arguments):
     options = parser.parse_args(arguments)
     if options.passes is None:
         options.passes = ["forward"] if options.suite == "decode" else ["forward", "backward"]
+    if options.backends is None:
+        options.backends = [FLEX] if options.suite == "sparse" else list(BACKENDS)
     return options
 
 
@@ -431,8 +515,8 @@ def main(arguments):
     table = markdown_table([columns(record, options, limits) for record in records])
     notes = "\n".join(f"* {line}" for line in summary(records, options) + wrong)
     text = (
-        f"{heading}\n\n{ceiling} TFLOP/s by the FlashAttention papers' count; `vs`: how many times "
-        f"as fast as the peer.\n\n{table}\n\n{notes}"
+        f"{heading}\n\n{ceiling} TFLOP/s by the FlashAttention papers' count, of listed blocks; "
+        f"`vs`: how many times as fast as the peer.\n\n{table}\n\n{notes}"
     )
     print("\n" + text)
     if options.output:

@@ -1,6 +1,7 @@
-"""Tessera's C interface (tessera/tessera.h) for PyTorch tensors on a GPU, by ctypes.
+"""Tessera's C interface (tessera/tessera.h) for PyTorch tensors, by ctypes.
 
-Just what the benchmark needs: dense attention with fixed shapes, planned once and run many times.
+Just what the benchmark needs: attention with fixed shapes, dense or over a block mask, planned
+once and run many times.
 """
 
 import ctypes
@@ -9,7 +10,7 @@ import math
 import torch
 
 _MAX_RANK = 4
-_CUDA = 1
+_CPU, _CUDA = 0, 1
 _FORWARD, _BACKWARD = 1, 2
 _DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
@@ -121,6 +122,49 @@ class _Run(_Struct):
     ]
 
 
+_BLOCK_MASK_ARRAYS = {
+    "row_offsets": torch.int64,
+    "columns": torch.int32,
+    "bits_index": torch.int32,
+    "transposed_offsets": torch.int64,
+    "transposed_rows": torch.int32,
+    "transposed_entries": torch.int64,
+    "bits": torch.uint32,
+}
+
+
+class _BlockShape(_Struct):
+    _fields_ = [("struct_size", ctypes.c_size_t)] + [
+        (name, ctypes.c_int64) for name in ("seq_q", "seq_kv", "block_q", "block_kv")
+    ]
+
+
+class _BlockMaskView(_Struct):
+    _fields_ = (
+        [("struct_size", ctypes.c_size_t)]
+        + [
+            (name, ctypes.c_int64)
+            for name in (
+                "batch",
+                "heads",
+                "seq_q",
+                "seq_kv",
+                "block_q",
+                "block_kv",
+                "q_blocks",
+                "kv_blocks",
+            )
+        ]
+        + [(name, ctypes.c_void_p) for name in _BLOCK_MASK_ARRAYS]
+        + [
+            ("entries", ctypes.c_int64),
+            ("partial_blocks", ctypes.c_int64),
+            ("device_type", ctypes.c_int32),
+            ("device_index", ctypes.c_int32),
+        ]
+    )
+
+
 def _tensor(t):
     """A view of a PyTorch tensor."""
     rank = t.dim()
@@ -131,8 +175,8 @@ def _tensor(t):
         rank=rank,
         size=array(*t.shape),
         stride=array(*t.stride()),
-        device_type=_CUDA,
-        device_index=t.device.index,
+        device_type=_CUDA if t.is_cuda else _CPU,
+        device_index=t.device.index or 0,
     )
 
 
@@ -148,6 +192,7 @@ class Library:
         self._library.tessera_last_error.restype = ctypes.c_char_p
         self._library.tessera_version.restype = ctypes.c_char_p
         self._library.tessera_plan_destroy.restype = None
+        self._library.tessera_block_mask_destroy.restype = None
 
     def version(self):
         return self._library.tessera_version().decode()
@@ -159,6 +204,51 @@ class Library:
     def destroy_plan(self, plan):
         self._library.tessera_plan_destroy(plan)
 
+    def destroy_block_mask(self, mask):
+        self._library.tessera_block_mask_destroy(mask)
+
+
+class BlockMask:
+    """The blocks that a boolean matrix [query blocks, key blocks] lists, on the current GPU."""
+
+    def __init__(self, library, blocks, block, seq_q, seq_kv):
+        bytes_ = blocks.to("cpu", torch.uint8).contiguous()
+        shape = _BlockShape(seq_q=seq_q, seq_kv=seq_kv, block_q=block, block_kv=block)
+        mask = ctypes.c_void_p()
+        library.call(
+            "tessera_block_mask_from_blocks",
+            ctypes.byref(shape),
+            ctypes.c_int64(1),
+            ctypes.c_int64(1),
+            ctypes.c_void_p(bytes_.data_ptr()),
+            ctypes.c_size_t(bytes_.numel()),
+            ctypes.byref(mask),
+        )
+        try:
+            self.view = _BlockMaskView()
+            library.call("tessera_block_mask_get_view", mask, ctypes.byref(self.view))
+            self._arrays = self._copy_arrays()
+        finally:
+            library.destroy_block_mask(mask)
+
+    def _copy_arrays(self):
+        """The view's arrays as GPU tensors, to which it then points."""
+        view = self.view
+        counts = dict.fromkeys(_BLOCK_MASK_ARRAYS, view.entries)
+        counts["row_offsets"] = view.batch * view.heads * view.q_blocks + 1
+        counts["transposed_offsets"] = view.batch * view.heads * view.kv_blocks + 1
+        counts["bits"] = view.partial_blocks * view.block_q * ((view.block_kv + 31) // 32)
+        arrays = {}
+        for name, dtype in _BLOCK_MASK_ARRAYS.items():
+            arrays[name] = torch.empty(max(counts[name], 1), dtype=dtype)
+            size = counts[name] * arrays[name].element_size()
+            ctypes.memmove(arrays[name].data_ptr(), getattr(view, name) or 0, size)
+            arrays[name] = arrays[name].cuda()
+            setattr(view, name, arrays[name].data_ptr())
+        view.device_type = _CUDA
+        view.device_index = torch.cuda.current_device()
+        return arrays
+
 
 class Plan:
     """Attention over the given tensors, [B, H, S, D] in any strides; keeps them alive.
@@ -166,14 +256,27 @@ class Plan:
     Results are in `o`, `lse`, `d_q`, `d_k` and `d_v`.
     """
 
-    def __init__(self, library, q, k, v, d_o=None, causal=False, implementation=""):
+    def __init__(
+        self,
+        library,
+        q,
+        k,
+        v,
+        d_o=None,
+        causal=False,
+        block_mask=None,
+        implementation="",
+        threads=0,
+    ):
         self._library = library
         self._plan = ctypes.c_void_p()
         self.o = torch.empty_like(q)
         self.lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
-        self._tensors = [q, k, v, d_o]
+        self._kept = [q, k, v, d_o, block_mask]
         views = [_tensor(t) for t in (q, k, v, self.o, self.lse)]
         self._inputs = _Inputs(**dict(zip("qkv", map(ctypes.pointer, views))))
+        if block_mask is not None:
+            self._inputs.block_mask = ctypes.addressof(block_mask.view)
         self._outputs = _Outputs(o=ctypes.pointer(views[3]), lse=ctypes.pointer(views[4]))
         passes = _FORWARD
         if d_o is not None:
@@ -189,7 +292,11 @@ class Plan:
             "tessera_plan_create",
             ctypes.byref(_Attention(causal=int(causal))),
             ctypes.byref(self._inputs),
-            ctypes.byref(_PlanOptions(passes=passes, implementation=implementation.encode())),
+            ctypes.byref(
+                _PlanOptions(
+                    passes=passes, implementation=implementation.encode(), threads=threads
+                )
+            ),
             ctypes.byref(self._plan),
         )
         sizes = [ctypes.c_size_t(), ctypes.c_size_t()]
@@ -211,11 +318,11 @@ class Plan:
         return _Run(
             workspace=self._workspace.data_ptr() or None,
             workspace_bytes=self._workspace.numel(),
-            stream=torch.cuda.current_stream().cuda_stream,
+            stream=torch.cuda.current_stream().cuda_stream if self.o.is_cuda else None,
         )
 
     def forward(self):
-        """Enqueues the forward pass on PyTorch's current stream."""
+        """Runs the forward pass; on a GPU enqueues it on PyTorch's current stream."""
         self._library.call(
             "tessera_plan_forward",
             self._plan,
@@ -225,7 +332,7 @@ class Plan:
         )
 
     def backward(self):
-        """Enqueues the backward pass; forward must have run."""
+        """The same for the backward pass; forward must have run."""
         self._library.call(
             "tessera_plan_backward",
             self._plan,

@@ -8,6 +8,8 @@
 #include <memory>
 #include <vector>
 
+#include "tessera/attention.hpp"
+
 #if defined(__x86_64__) || defined(__i386__)
 #define TESSERA_BENCH_X86
 #include <immintrin.h>
@@ -27,6 +29,7 @@ constexpr float kAddend = 0.125f;
 #ifdef TESSERA_BENCH_X86
 constexpr int kAvx512Chains = 24;
 constexpr int kAvx2Chains = 12;
+constexpr double kAmxFlopsPerRound = 4 * 2.0 * 16 * 16 * 32;
 
 __attribute__((target("avx512f"))) float run_avx512(std::int64_t rounds) {
   __m512 a = _mm512_set1_ps(kFactor);
@@ -48,6 +51,26 @@ __attribute__((target("avx512f"))) float run_avx512(std::int64_t rounds) {
   float lanes[16];
   _mm512_storeu_ps(lanes, sum);
   return lanes[0] + lanes[15];
+}
+
+/// Four tiles of 16 × 16 sums, operands in tile registers too; all zero, which is as fast. That the
+/// process may use tiles has been seen to by the library, whose row is asked for (`available`).
+__attribute__((target("amx-tile,amx-bf16"))) float run_amx(std::int64_t rounds) {
+  struct alignas(64) {
+    std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    std::uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+    std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+  } config;
+  asm volatile("ldtilecfg %0" ::"m"(config));
+  for (std::int64_t r = 0; r < rounds; ++r) {
+    asm volatile(
+        "tdpbf16ps %tmm6, %tmm4, %tmm0\n\t"
+        "tdpbf16ps %tmm7, %tmm4, %tmm1\n\t"
+        "tdpbf16ps %tmm6, %tmm5, %tmm2\n\t"
+        "tdpbf16ps %tmm7, %tmm5, %tmm3");
+  }
+  asm volatile("tilerelease");
+  return 0;
 }
 
 __attribute__((target("avx2,fma"))) float run_avx2(std::int64_t rounds) {
@@ -140,6 +163,7 @@ struct Kernel {
 
 Kernel kernel_of(Isa isa) {
 #ifdef TESSERA_BENCH_X86
+  if (isa == Isa::amx) return {run_amx, kAmxFlopsPerRound};
   if (isa == Isa::avx512) return {run_avx512, 2.0 * 16 * kAvx512Chains};
   if (isa == Isa::avx2) return {run_avx2, 2.0 * 8 * kAvx2Chains};
 #endif
@@ -153,6 +177,8 @@ std::atomic<float> sink;
 
 const char* name_of(Isa isa) {
   switch (isa) {
+    case Isa::amx:
+      return "amx";
     case Isa::avx512:
       return "avx512";
     case Isa::avx2:
@@ -165,6 +191,12 @@ const char* name_of(Isa isa) {
 bool available(Isa isa) {
   if (isa == Isa::portable) return true;
 #ifdef TESSERA_BENCH_X86
+  if (isa == Isa::amx) {
+    for (const Implementation& row : implementations()) {
+      if (row.name == "cpu_amx") return row.available;
+    }
+    return false;
+  }
   if (isa == Isa::avx512) return __builtin_cpu_supports("avx512f");
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #else
@@ -178,6 +210,7 @@ Isa best_isa() {
 }
 
 Isa isa_of_row(const std::string& row) {
+  if (row.find("amx") != std::string::npos) return Isa::amx;
   if (row.find("avx512") != std::string::npos) return Isa::avx512;
   if (row.find("avx2") != std::string::npos) return Isa::avx2;
   return Isa::portable;

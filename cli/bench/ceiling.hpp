@@ -7,24 +7,24 @@
 
 namespace tessera::cli::bench {
 
-/// Vector instruction sets whose multiply-add rate is measured. `portable` is what the compiler
-/// targets by default.
-enum class Isa { portable, avx2, avx512 };
+/// Instruction sets whose multiply-add rate is measured. `portable` is what the compiler targets by
+/// default; `amx` multiplies bf16 in tiles, the others f32 in vectors.
+enum class Isa { portable, avx2, avx512, amx };
 
-/// "portable", "avx2" or "avx512".
+/// "portable", "avx2", "avx512" or "amx".
 const char* name_of(Isa isa);
 
 /// Whether this build and this CPU have it.
 bool available(Isa isa);
 
-/// The widest available one.
+/// The widest available one for f32.
 Isa best_isa();
 
 /// The instruction set a row of the table is written in, by its name ("cpu_avx2" …): its own, or
 /// portable for rows that name none, such as "reference".
 Isa isa_of_row(const std::string& row);
 
-/// f32 GFLOP/s of the team's threads that multiply and add at the same time in registers alone, in
+/// GFLOP/s of the team's threads that multiply and add at the same time in registers alone, in
 /// one burst of about `seconds` on each. A multiply-add counts two operations.
 double multiply_add_gflops(Isa isa, Team& team, double seconds);
 

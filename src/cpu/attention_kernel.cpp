@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 
 namespace tessera::cpu {
 namespace {
@@ -196,6 +197,53 @@ void describe_tile(const Problem& problem, const Inputs& inputs, const Blocking&
     any.end = std::max(any.end, keys.end);
   }
   tile.keys = walk_of(problem, inputs, b, h, rows.begin, any);
+}
+
+void describe_forward_tile(const Problem& problem, const Arguments& arguments,
+                           const Blocking& blocking, const DropoutStream& dropout, std::int64_t b,
+                           std::int64_t h, const Sequence& s, const TileRows& rows,
+                           std::int32_t* key_begin, std::int32_t* key_end, ForwardTile& tile) {
+  const Inputs& in = arguments.inputs;
+  describe_tile(problem, in, blocking, dropout, b, h, s, rows, key_begin, key_end, tile);
+  tile.has_sink = problem.sink;
+  if (problem.sink) {
+    const float sink = static_cast<const float*>(in.sink.data)[h * in.sink.stride[0]];
+    tile.sink = static_cast<float>(sink * kLog2E);
+  }
+  const std::int64_t first = s.q_begin + rows.begin;
+  tile.o = output_rows_of(problem, arguments.outputs.o, b, h, first);
+  const RowValues lse = row_values_of(problem, arguments.outputs.lse, b, h, first);
+  tile.lse = lse.data;
+  tile.lse_stride = lse.stride;
+}
+
+void zero_unused_rows(const Problem& problem, const Outputs& outputs, std::int64_t b,
+                      std::int64_t h, const Sequence& s, const TileRows& rows) {
+  const std::int64_t first = s.q_begin + rows.begin;
+  zero_rows(output_rows_of(problem, outputs.o, b, h, first + rows.used), rows.rows - rows.used,
+            problem.head_dim_v);
+  const RowValues lse = row_values_of(problem, outputs.lse, b, h, first);
+  if (lse.data == nullptr) return;
+  for (std::int64_t i = rows.used; i < rows.rows; ++i) {
+    lse.data[i * lse.stride] = -std::numeric_limits<float>::infinity();
+  }
+}
+
+std::int64_t choose_parts(std::int64_t heads, int threads, std::int64_t most) {
+  heads = std::max<std::int64_t>(heads, 1);
+  most = std::min(most, (4 * std::int64_t{threads} + heads - 1) / heads);
+  std::int64_t best = 1;
+  double best_busy = 0;
+  for (std::int64_t parts = 1; parts <= most && best_busy < 0.95; ++parts) {
+    const std::int64_t tasks = heads * parts;
+    const std::int64_t rounds = (tasks + threads - 1) / threads;
+    const double busy = static_cast<double>(tasks) / static_cast<double>(rounds * threads);
+    if (busy > best_busy) {
+      best = parts;
+      best_busy = busy;
+    }
+  }
+  return best;
 }
 
 }  // namespace tessera::cpu

@@ -91,6 +91,20 @@ void describe_tile(const Problem& problem, const Inputs& inputs, const Blocking&
                    const TileRows& rows, std::int32_t* key_begin, std::int32_t* key_end,
                    TileBase& tile);
 
+/// The same for a forward tile, with its sink and where its results go.
+void describe_forward_tile(const Problem& problem, const Arguments& arguments,
+                           const Blocking& blocking, const DropoutStream& dropout, std::int64_t b,
+                           std::int64_t h, const Sequence& s, const TileRows& rows,
+                           std::int32_t* key_begin, std::int32_t* key_end, ForwardTile& tile);
+
+/// O = 0 and LSE = −inf in the tile's rows behind the used ones.
+void zero_unused_rows(const Problem& problem, const Outputs& outputs, std::int64_t b,
+                      std::int64_t h, const Sequence& s, const TileRows& rows);
+
+/// Into how many parts, `most` at the most, to cut each of `heads` equal pieces of work: as few as
+/// keep the threads evenly busy.
+std::int64_t choose_parts(std::int64_t heads, int threads, std::int64_t most);
+
 /// Runs body(worker) for `threads` workers on the executor.
 template <class Body>
 void for_workers(Executor& executor, int threads, Body&& body) {
@@ -98,20 +112,41 @@ void for_workers(Executor& executor, int threads, Body&& body) {
       threads, [](void* context, int worker) { (*static_cast<Body*>(context))(worker); }, &body);
 }
 
-/// Runs body(worker, index) for every index in [0, count), shared out one at a time. Indices are
-/// handed out in ascending order, so put the heavy ones first.
+/// Runs body(worker, index) for every index in [0, count). Each worker has a share of neighbouring
+/// indices, the same from call to call, and goes through it in ascending order; then it helps with
+/// the shares of others. So neighbours should share data, and heavy ones come before light ones.
 template <class Body>
 void for_each_task(Executor& executor, int threads, std::int64_t count, Body&& body) {
-  std::atomic<std::int64_t> next{0};
+  struct alignas(64) Share {
+    std::atomic<std::int64_t> next;
+    std::int64_t end;
+  };
+  constexpr int kMostShares = 256;
   const int workers = static_cast<int>(std::min<std::int64_t>(threads, count));
+  const int shares = std::min(workers, kMostShares);
+  if (shares <= 1) {
+    for (std::int64_t index = 0; index < count; ++index) body(0, index);
+    return;
+  }
+  Share share[kMostShares];
+  for (int i = 0; i < shares; ++i) {
+    share[i].next.store(count * i / shares, std::memory_order_relaxed);
+    share[i].end = count * (i + 1) / shares;
+  }
   for_workers(executor, workers, [&](int worker) {
-    for (std::int64_t index; (index = next.fetch_add(1, std::memory_order_relaxed)) < count;) {
-      body(worker, index);
+    for (int i = 0; i < shares; ++i) {
+      Share& s = share[(worker + i) % shares];
+      for (std::int64_t index; (index = s.next.fetch_add(1, std::memory_order_relaxed)) < s.end;) {
+        body(worker, index);
+      }
     }
   });
 }
 
 std::unique_ptr<Kernel> make_forward(const Problem& problem, const Isa& isa);
+/// Whether a forward problem has so few query rows that its heads' keys are shared out.
+bool are_few_rows(const Problem& problem, const Isa& isa);
+std::unique_ptr<Kernel> make_few_rows(const Problem& problem, const Isa& isa);
 std::unique_ptr<Kernel> make_backward(const Problem& problem, const Isa& isa);
 
 }  // namespace tessera::cpu

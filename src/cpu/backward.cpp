@@ -4,37 +4,27 @@
 // need, a head's keys and its query tiles are each dealt out to `parts`, and the parts meet in
 // turns: in turn t, part p works its own keys against the tiles of part (p + t) mod parts. At any
 // moment every key and every query row then belongs to one task, which adds to f32 sums in place
-// (the caller's own d_q, d_k, d_v where they are f32): no copies per thread, no atomics, and the
-// order of every sum is fixed by the thread count, never by timing.
+// (the caller's own d_q, d_k, d_v where they are f32): no copies per thread, no atomic additions,
+// and the order of every sum is fixed by the thread count, never by timing. A turn of a part waits
+// for two others only, that of the same part before it and that of the part which had its tiles, so
+// turns of unequal length, as block masks make them, do not leave threads idle.
 #include <algorithm>
 #include <cstring>
 
 #include "cpu/attention_kernel.hpp"
+#include "cpu/strips.hpp"
+#include "cpu/turns.hpp"
 
 namespace tessera::cpu {
 namespace {
 
 std::int64_t round_up(std::int64_t n, std::int64_t step) { return (n + step - 1) / step * step; }
 
-/// How many parts to cut each head into: as few as keep the threads evenly busy.
-std::int64_t choose_parts(const Problem& p, const Blocking& blocking) {
-  const std::int64_t heads = std::max<std::int64_t>(p.batch * p.heads_kv, 1);
+/// A head has no more parts than tiles of queries, or blocks of keys.
+std::int64_t most_parts(const Problem& p, const Blocking& blocking) {
   const std::int64_t tiles = (p.seq_q + blocking.tile_q - 1) / blocking.tile_q * p.group();
   const std::int64_t units = (p.seq_kv + blocking.block_kv - 1) / blocking.block_kv;
-  const std::int64_t most = std::max<std::int64_t>(
-      std::min({tiles, units, (4 * std::int64_t{p.threads} + heads - 1) / heads}), 1);
-  std::int64_t best = 1;
-  double best_busy = 0;
-  for (std::int64_t parts = 1; parts <= most && best_busy < 0.95; ++parts) {
-    const std::int64_t tasks = heads * parts;
-    const std::int64_t rounds = (tasks + p.threads - 1) / p.threads;
-    const double busy = static_cast<double>(tasks) / static_cast<double>(rounds * p.threads);
-    if (busy > best_busy) {
-      best = parts;
-      best_busy = busy;
-    }
-  }
-  return best;
+  return std::min(tiles, units);
 }
 
 /// Where one of dQ, dK, dV accumulates in f32.
@@ -49,61 +39,83 @@ struct Sums {
 class BackwardKernel final : public Kernel {
  public:
   BackwardKernel(const Problem& problem, const Isa& isa)
-      : problem_(problem), isa_(isa), blocking_(choose_blocking(problem, isa)) {
-    parts_ = choose_parts(problem_, blocking_);
-    WorkspaceLayout layout;
-    layout.add((TileGrid::sequences(problem_) + 1) * sizeof(std::int64_t));
+      : problem_(problem),
+        isa_(isa),
+        blocking_(choose_blocking(problem, isa)),
+        strips_(problem_, isa_, blocking_, layout_) {
+    // Under a block mask turns differ in length: with two to a thread there is always one to take.
+    parts_ = choose_parts(problem_.batch * problem_.heads_kv,
+                          problem_.block_mask ? 2 * problem_.threads : problem_.threads,
+                          most_parts(problem_, blocking_));
+    grid_ = layout_.add((TileGrid::sequences(problem_) + 1) * sizeof(std::int64_t));
     const std::int64_t sink_floats =
         problem_.sink_gradient ? TileGrid::most_tiles(problem_, blocking_) * problem_.heads_q : 0;
-    sink_parts_ = layout.add(sink_floats * 4);
+    sink_parts_ = layout_.add(sink_floats * 4);
+    if (parts_ > 1) {
+      turns_ = layout_.add(TileGrid::sequences(problem_) * problem_.heads_kv * parts_ *
+                           static_cast<std::int64_t>(sizeof(PartState)));
+    }
     worker_floats_ = isa_.backward_scratch_floats(blocking_);
     if (problem_.bias_gradient) worker_floats_ += 2 * blocking_.tile_q * bias_stride();
     worker_bytes_ = worker_floats_ * 4 + 2 * ((blocking_.tile_q * 4 + 63) / 64 * 64);
-    workers_ = layout.add(problem_.threads * worker_bytes_);
+    workers_ = layout_.add(problem_.threads * worker_bytes_);
     const auto plan_sums = [&](std::int64_t columns, std::int64_t rows, std::int64_t buffers) {
       Sums sums;
       sums.columns = columns;
       sums.padded = round_up(columns, isa_.lanes);
       sums.in_place = problem_.dtype == DType::f32 && columns % isa_.lanes == 0;
       sums.buffer_floats = sums.in_place ? 0 : rows * sums.padded;
-      sums.offset = layout.add(buffers * sums.buffer_floats * 4);
+      sums.offset = layout_.add(buffers * sums.buffer_floats * 4);
       return sums;
     };
     // A head in one part is finished by one task, whose worker's buffer serves the next head too.
-    const std::int64_t heads = problem_.batch * problem_.heads_kv;
+    // Any worker may get any task, those of the tokens behind the last sequence included.
+    const std::int64_t heads = TileGrid::sequences(problem_) * problem_.heads_kv;
     const std::int64_t buffers = parts_ > 1 ? buffered_sequences() * problem_.heads_kv
                                             : std::min<std::int64_t>(problem_.threads, heads);
-    d_k_ = plan_sums(problem_.head_dim, problem_.seq_kv, buffers);
-    d_v_ = plan_sums(problem_.head_dim_v, problem_.seq_kv, buffers);
+    // Sums of packed keys have a row for every key of a strip.
+    const std::int64_t keys =
+        strips_.any() ? strips_.per_head() * PackedStrips::kKeys : problem_.seq_kv;
+    d_k_ = plan_sums(problem_.head_dim, keys, buffers);
+    d_v_ = plan_sums(problem_.head_dim_v, keys, buffers);
     d_q_ = plan_sums(problem_.head_dim, problem_.seq_q,
                      parts_ > 1 ? buffered_sequences() * problem_.heads_q : 0);
-    workspace_bytes_ = layout.bytes();
   }
 
   std::string config() const override {
     return to_string(blocking_, isa_) + " parts=" + std::to_string(parts_);
   }
-  std::size_t workspace_bytes() const override { return workspace_bytes_; }
+  std::size_t workspace_bytes() const override { return layout_.bytes(); }
 
   Status run(const Arguments& arguments) const override {
     const Run run{
         arguments,
         TileGrid(problem_, arguments.inputs, blocking_,
-                 reinterpret_cast<std::int64_t*>(arguments.workspace)),
+                 reinterpret_cast<std::int64_t*>(arguments.workspace + grid_)),
         DropoutStream(problem_.dropout_p, arguments.inputs.seed, arguments.inputs.offset)};
     Executor& executor = *arguments.executor;
     if (problem_.sink_gradient) {
       std::memset(arguments.workspace + sink_parts_, 0,
                   static_cast<std::size_t>(run.grid.total_tiles() * problem_.heads_q * 4));
     }
+    strips_.pack(arguments, run.grid);
     const std::int64_t heads = problem_.heads_kv;
     const std::int64_t sequences = TileGrid::sequences(problem_);
-    for (std::int64_t turn = 0; turn < parts_; ++turn) {
-      for_each_task(executor, problem_.threads, sequences * heads * parts_,
-                    [&](int worker, std::int64_t task) {
-                      const std::int64_t head = task / parts_;
-                      run_part(run, worker, head / heads, head % heads, task % parts_, turn);
+    if (parts_ == 1) {
+      for_each_task(executor, problem_.threads, sequences * heads,
+                    [&](int worker, std::int64_t head) {
+                      run_part(run, worker, head / heads, head % heads, 0, 0);
                     });
+    } else {
+      Turns turns(reinterpret_cast<PartState*>(arguments.workspace + turns_), sequences * heads,
+                  parts_);
+      const int workers =
+          static_cast<int>(std::min<std::int64_t>(problem_.threads, sequences * heads * parts_));
+      for_workers(executor, workers, [&](int worker) {
+        turns.work(worker, workers, [&](std::int64_t head, std::int64_t part, std::int64_t turn) {
+          run_part(run, worker, head / heads, head % heads, part, turn);
+        });
+      });
     }
     if (problem_.sink_gradient) sum_sink(run);
     if (problem_.bias_gradient) run_bias_gradient(run);
@@ -142,7 +154,9 @@ class BackwardKernel final : public Kernel {
     const std::int64_t buffer =
         parts_ > 1 ? (problem_.varlen ? 0 : b) * problem_.heads_kv + h_kv : worker;
     auto* base = reinterpret_cast<float*>(run.arguments.workspace + sums.offset);
-    const std::int64_t row = parts_ > 1 ? s.kv_begin : 0;
+    const std::int64_t first =
+        strips_.any() ? strips_.first(b, s) * PackedStrips::kKeys : s.kv_begin;
+    const std::int64_t row = parts_ > 1 ? first : 0;
     return {base + buffer * sums.buffer_floats + row * sums.padded, sums.padded};
   }
 
@@ -168,8 +182,9 @@ class BackwardKernel final : public Kernel {
     }
     if (turn == 0) {
       for_own_keys(s, part, [&](std::int64_t key, std::int64_t count) {
-        zero_sums(d_k_, d_k, key, count);
-        zero_sums(d_v_, d_v, key, count);
+        const std::int64_t rows = strips_.any() ? round_up(count, PackedStrips::kKeys) : count;
+        zero_sums(d_k_, d_k, key, rows);
+        zero_sums(d_v_, d_v, key, rows);
       });
       if (part == 0) {
         zero_unused_keys(b, h_kv, s, d_k_, out.d_k);
@@ -220,6 +235,7 @@ class BackwardKernel final : public Kernel {
     auto* key_end = key_begin + (blocking_.tile_q + 15) / 16 * 16;
     describe_tile(problem_, a.inputs, blocking_, run.dropout, b, h, s, rows, key_begin, key_end,
                   tile);
+    strips_.attach(a, b, h / problem_.group(), s, tile);
     const std::int64_t first = s.q_begin + rows.begin;
     tile.scale = static_cast<float>(problem_.scale);
     tile.o = rows_of(problem_, a.outputs.o, b, h, first);
@@ -261,6 +277,11 @@ class BackwardKernel final : public Kernel {
       if (turn > 0) tile.d_q_so_far = {sums.data, sums.stride, DType::f32};
       if (turn < parts_ - 1) tile.d_q = sums;
     }
+    // Under a block mask many tiles have no keys of a part. Their dQ must only begin and end.
+    KeyWalk walk = tile.keys;
+    KeySegment segment;
+    const bool dq_ends = turn == parts_ - 1 && d_q.data != nullptr && !d_q_.in_place;
+    if (turn > 0 && !dq_ends && !next_segment(walk, segment)) return;
     tile.d_k = d_k.data;
     tile.d_k_stride = d_k.stride;
     tile.d_v = d_v.data;
@@ -373,7 +394,11 @@ class BackwardKernel final : public Kernel {
   Problem problem_;
   const Isa& isa_;
   Blocking blocking_;
+  WorkspaceLayout layout_;
+  PackedStrips strips_;
   std::int64_t parts_ = 1;
+  std::size_t grid_ = 0;
+  std::size_t turns_ = 0;
   std::int64_t worker_floats_ = 0;
   std::int64_t worker_bytes_ = 0;
   std::size_t workers_ = 0;
@@ -381,7 +406,6 @@ class BackwardKernel final : public Kernel {
   Sums d_q_;
   Sums d_k_;
   Sums d_v_;
-  std::size_t workspace_bytes_ = 0;
 };
 
 }  // namespace

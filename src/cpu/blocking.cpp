@@ -43,6 +43,13 @@ Blocking choose_blocking(const Problem& p, const Isa& isa) {
   const std::int64_t fitting = (l2_floats - b.block_kv * per_key) / per_row;
   b.tile_q = std::clamp(round_down(fitting, panel), panel * 2, kMaxTileRows);
 
+  if (isa.pack_strip != nullptr) {
+    // Scores, weights and operands of a unit stream through L2 either way; large tiles and blocks
+    // move K, V, O and the sums of dK and dV less often. All of it takes half of 2 MiB.
+    b.block_kv = forward ? 512 : 256;
+    b.tile_q = round_down(forward ? 512 : 256, panel);
+  }
+
   // A block mask's rows of blocks are never straddled: a tile holds one, or an equal part of one.
   std::int64_t rows = p.seq_q;
   if (p.block_mask) rows = std::min(rows, p.block_q);
@@ -50,12 +57,16 @@ Blocking choose_blocking(const Problem& p, const Isa& isa) {
   b.tile_q = std::min(b.tile_q, round_up(rows, isa.lanes));
   const std::int64_t heads = std::max<std::int64_t>(p.batch * p.heads_q, 1);
   const auto tasks = [&] { return heads * ((p.seq_q + b.tile_q - 1) / b.tile_q); };
-  while (b.tile_q > panel && tasks() < kTasksPerThread * p.threads) {
+  // Whole heads to each thread are even shares already; a second tile leaves something to help
+  // with.
+  const std::int64_t per_thread = heads % p.threads == 0 ? 2 : kTasksPerThread;
+  while (b.tile_q > panel && tasks() < per_thread * p.threads) {
     b.tile_q = std::max(round_up(b.tile_q / 2, panel), panel);
   }
   const std::int64_t parts = (rows + b.tile_q - 1) / b.tile_q;
   if (p.block_mask) b.tile_q = round_up((rows + parts - 1) / parts, isa.lanes);
-  b.block_kv = std::min(b.block_kv, round_up(std::max<std::int64_t>(p.seq_kv, 1), isa.lanes));
+  b.block_kv = std::min(b.block_kv, round_up(std::max<std::int64_t>(p.seq_kv, 1),
+                                             isa.pack_strip != nullptr ? 32 : isa.lanes));
   return b;
 }
 

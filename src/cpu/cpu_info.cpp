@@ -7,6 +7,10 @@
 
 #if defined(__linux__)
 #include <sched.h>
+#include <sys/syscall.h>
+#endif
+#if defined(__x86_64__) || defined(__i386__)
+#include <cpuid.h>
 #endif
 
 namespace tessera::cpu {
@@ -37,6 +41,24 @@ std::string model_name() {
   return "unknown processor";
 }
 
+#if defined(__x86_64__) && defined(__linux__)
+/// Whether the processor has AMX-TILE and AMX-BF16.
+bool has_amx_bf16() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0) return false;
+  constexpr unsigned kAmxBf16 = 1u << 22;
+  constexpr unsigned kAmxTile = 1u << 24;
+  return (edx & kAmxBf16) != 0 && (edx & kAmxTile) != 0;
+}
+
+/// Asks the system to keep tile registers for this process: threads use them by permission only.
+bool may_use_tiles() {
+  constexpr long kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
+  constexpr long kTileData = 18;               // the state component of the tile registers
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+#endif
+
 CpuInfo detect() {
   CpuInfo info;
   info.model = model_name();
@@ -62,9 +84,15 @@ CpuInfo detect() {
   const bool dq = add(__builtin_cpu_supports("avx512dq"), "avx512dq");
   const bool vl = add(__builtin_cpu_supports("avx512vl"), "avx512vl");
   add(__builtin_cpu_supports("avx512vnni"), "avx512vnni");
-  add(__builtin_cpu_supports("avx512bf16"), "avx512bf16");
+  const bool bf16 = add(__builtin_cpu_supports("avx512bf16"), "avx512bf16");
   info.avx2 = avx2 && fma;  // every such processor has F16C
   info.avx512 = f && bw && dq && vl && info.avx2;
+  info.avx512_bf16 = bf16 && info.avx512;
+  info.fast_bf16_pairs = info.avx512_bf16 && __builtin_cpu_is("amd");
+#if defined(__x86_64__) && defined(__linux__)
+  const bool amx = add(has_amx_bf16(), "amx_bf16");
+  info.amx_bf16 = amx && info.avx512_bf16 && may_use_tiles();
+#endif
 #elif defined(__aarch64__)
   info.features = "asimd";
 #endif

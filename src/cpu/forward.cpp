@@ -1,33 +1,33 @@
 // Forward driver: shares the tiles of all heads and sequences out over the threads.
 #include <algorithm>
-#include <limits>
 
 #include "cpu/attention_kernel.hpp"
+#include "cpu/strips.hpp"
 
 namespace tessera::cpu {
 namespace {
 
-constexpr double kLog2E = 1.44269504088896340736;
-
 class ForwardKernel final : public Kernel {
  public:
   ForwardKernel(const Problem& problem, const Isa& isa)
-      : problem_(problem), isa_(isa), blocking_(choose_blocking(problem, isa)) {
-    WorkspaceLayout layout;
-    layout.add((TileGrid::sequences(problem_) + 1) * sizeof(std::int64_t));
+      : problem_(problem),
+        isa_(isa),
+        blocking_(choose_blocking(problem, isa)),
+        strips_(problem_, isa_, blocking_, layout_) {
+    grid_ = layout_.add((TileGrid::sequences(problem_) + 1) * sizeof(std::int64_t));
     worker_floats_ = isa_.forward_scratch_floats(blocking_);
     worker_bytes_ = worker_floats_ * 4 + 2 * ((blocking_.tile_q * 4 + 63) / 64 * 64);
-    workers_ = layout.add(problem_.threads * worker_bytes_);
-    workspace_bytes_ = layout.bytes();
+    workers_ = layout_.add(problem_.threads * worker_bytes_);
   }
 
   std::string config() const override { return to_string(blocking_, isa_); }
-  std::size_t workspace_bytes() const override { return workspace_bytes_; }
+  std::size_t workspace_bytes() const override { return layout_.bytes(); }
 
   Status run(const Arguments& arguments) const override {
     const TileGrid grid(problem_, arguments.inputs, blocking_,
-                        reinterpret_cast<std::int64_t*>(arguments.workspace));
+                        reinterpret_cast<std::int64_t*>(arguments.workspace + grid_));
     const DropoutStream dropout(problem_.dropout_p, arguments.inputs.seed, arguments.inputs.offset);
+    strips_.pack(arguments, grid);
     const std::int64_t heads = problem_.heads_q;
     for_each_task(*arguments.executor, problem_.threads, grid.total_tiles() * heads,
                   [&](int worker, std::int64_t index) {
@@ -45,49 +45,36 @@ class ForwardKernel final : public Kernel {
  private:
   void run_tile(const Arguments& arguments, const TileGrid& grid, const DropoutStream& dropout,
                 int worker, std::int64_t b, std::int64_t h, std::int64_t index) const {
-    const Inputs& in = arguments.inputs;
     const Sequence s = grid.sequence(b);
     const TileRows rows = grid.rows(s, index);
-    const std::int64_t first = s.q_begin + rows.begin;
-    const OutputRows o = output_rows_of(problem_, arguments.outputs.o, b, h, first);
-    const RowValues lse = row_values_of(problem_, arguments.outputs.lse, b, h, first);
-    zero_rows(output_rows_of(problem_, arguments.outputs.o, b, h, first + rows.used),
-              rows.rows - rows.used, problem_.head_dim_v);
-    if (lse.data != nullptr) {
-      for (std::int64_t i = rows.used; i < rows.rows; ++i) {
-        lse.data[i * lse.stride] = -std::numeric_limits<float>::infinity();
-      }
-    }
+    zero_unused_rows(problem_, arguments.outputs, b, h, s, rows);
     if (rows.used == 0) return;
 
     std::byte* memory = arguments.workspace + workers_ + worker * worker_bytes_;
     auto* key_begin = reinterpret_cast<std::int32_t*>(memory + worker_floats_ * 4);
     auto* key_end = key_begin + (blocking_.tile_q + 15) / 16 * 16;
     ForwardTile tile;
-    describe_tile(problem_, in, blocking_, dropout, b, h, s, rows, key_begin, key_end, tile);
-    tile.has_sink = problem_.sink;
-    if (problem_.sink) {
-      const float sink = static_cast<const float*>(in.sink.data)[h * in.sink.stride[0]];
-      tile.sink = static_cast<float>(sink * kLog2E);
-    }
-    tile.o = o;
-    tile.lse = lse.data;
-    tile.lse_stride = lse.stride;
+    describe_forward_tile(problem_, arguments, blocking_, dropout, b, h, s, rows, key_begin,
+                          key_end, tile);
+    strips_.attach(arguments, b, h / problem_.group(), s, tile);
     isa_.forward(tile, reinterpret_cast<float*>(memory));
   }
 
   Problem problem_;
   const Isa& isa_;
   Blocking blocking_;
+  WorkspaceLayout layout_;
+  PackedStrips strips_;
+  std::size_t grid_ = 0;
   std::int64_t worker_floats_ = 0;
   std::int64_t worker_bytes_ = 0;
   std::size_t workers_ = 0;
-  std::size_t workspace_bytes_ = 0;
 };
 
 }  // namespace
 
 std::unique_ptr<Kernel> make_forward(const Problem& problem, const Isa& isa) {
+  if (are_few_rows(problem, isa)) return make_few_rows(problem, isa);
   return std::make_unique<ForwardKernel>(problem, isa);
 }
 

@@ -1,9 +1,11 @@
-// The CPU's table: one row per instruction set, fastest first, and the reference at the end.
+// The CPU's table: one row per instruction set, fastest first on this processor, and the reference
+// at the end.
 #include "reference/rows.hpp"
 
 #include <array>
 #include <cstdlib>
 #include <new>
+#include <utility>
 
 #include "cpu/attention_kernel.hpp"
 #include "cpu/backend.hpp"
@@ -15,10 +17,20 @@ namespace {
 constexpr std::string_view kSupports =
     "f32 f16 bf16 (f32 arithmetic), forward and backward, every mask and feature, exact";
 
+constexpr std::string_view kSupportsBf16 =
+    "bf16 (products in bf16, f32 sums), forward and backward, every mask and feature, exact";
+
 std::string reject(const Problem& problem) {
   if (problem.dtype == DType::f64) return "dtype f64 is the reference's alone";
   if (problem.precision != Precision::exact) return "only precision exact is implemented";
   return {};
+}
+
+std::string reject_all_but_bf16(const Problem& problem) {
+  if (problem.dtype != DType::bf16) {
+    return std::string("dtype ") + name_of(problem.dtype) + ": this row multiplies bf16 alone";
+  }
+  return reject(problem);
 }
 
 template <const Isa& kIsa>
@@ -30,12 +42,24 @@ std::string always() { return {}; }
 
 #if defined(TESSERA_CPU_X86)
 std::string needs_avx2() { return cpu_info().avx2 ? "" : "this processor has no AVX2 with FMA"; }
+std::string needs_avx512_bf16() {
+  return cpu_info().avx512_bf16 ? "" : "this processor has no AVX-512 BF16";
+}
 std::string needs_avx512() {
   return cpu_info().avx512 ? "" : "this processor has no AVX-512 (F, BW, DQ, VL)";
 }
 #else
 std::string needs_avx2() { return "this build is not for x86"; }
+std::string needs_avx512_bf16() { return "this build is not for x86"; }
 std::string needs_avx512() { return "this build is not for x86"; }
+#endif
+
+#if defined(TESSERA_CPU_AMX)
+std::string needs_amx() {
+  return cpu_info().amx_bf16 ? "" : "this processor or system has no AMX-BF16 with AVX-512 BF16";
+}
+#else
+std::string needs_amx() { return "this build is not for x86-64"; }
 #endif
 
 int count() { return 1; }
@@ -62,17 +86,29 @@ Executor* executor(Executor* requested) {
 }  // namespace
 
 const Backend& backend() {
-  static const std::array<Row, 4> kRows = {{
-#if defined(TESSERA_CPU_X86)
-      {"cpu_avx512", kSupports, needs_avx512, reject, make<kIsaAvx512>},
-      {"cpu_avx2", kSupports, needs_avx2, reject, make<kIsaAvx2>},
+  static const std::array<Row, 6> kRows = [] {
+    std::array<Row, 6> rows = {{
+#if defined(TESSERA_CPU_AMX)
+        {"cpu_amx", kSupportsBf16, needs_amx, reject_all_but_bf16, make<kIsaAmx>},
 #else
-      {"cpu_avx512", kSupports, needs_avx512, reject, nullptr},
-      {"cpu_avx2", kSupports, needs_avx2, reject, nullptr},
+        {"cpu_amx", kSupportsBf16, needs_amx, reject_all_but_bf16, nullptr},
 #endif
-      {"cpu_portable", kSupports, always, reject, make<kIsaPortable>},
-      reference::kReferenceRow,
-  }};
+#if defined(TESSERA_CPU_X86)
+        {"cpu_avx512", kSupports, needs_avx512, reject, make<kIsaAvx512>},
+        {"cpu_avx512_bf16", kSupportsBf16, needs_avx512_bf16, reject_all_but_bf16,
+         make<kIsaAvx512Bf16>},
+        {"cpu_avx2", kSupports, needs_avx2, reject, make<kIsaAvx2>},
+#else
+        {"cpu_avx512", kSupports, needs_avx512, reject, nullptr},
+        {"cpu_avx512_bf16", kSupportsBf16, needs_avx512_bf16, reject_all_but_bf16, nullptr},
+        {"cpu_avx2", kSupports, needs_avx2, reject, nullptr},
+#endif
+        {"cpu_portable", kSupports, always, reject, make<kIsaPortable>},
+        reference::kReferenceRow,
+    }};
+    if (cpu_info().fast_bf16_pairs) std::swap(rows[1], rows[2]);
+    return rows;
+  }();
   static const Backend kBackend = {
       DeviceType::cpu,        kRows,   absent, count, describe, allocate, release,
       /*host_readable=*/true, executor};

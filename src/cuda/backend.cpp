@@ -11,6 +11,7 @@
 #include "cuda/host/launch.hpp"
 #include "cuda/sm80/row.hpp"
 #include "cuda/sm80/split_kv.hpp"
+#include "cuda/sm90/row.hpp"
 
 namespace tessera::cuda {
 namespace {
@@ -51,7 +52,8 @@ Executor* executor(Executor* requested) { return requested; }
 }  // namespace
 
 const Backend& backend() {
-  static const std::array kRows = {sm80::kSplitKvRow, sm80::kSm80Row, generic::kGenericRow};
+  static const std::array kRows = {sm80::kSplitKvRow, sm90::kSm90Row, sm80::kSm80Row,
+                                   sm80::kSm80F32Row, generic::kGenericRow};
   static const Backend kBackend = {DeviceType::cuda, kRows,    absent,  device_count,
                                    describe,         allocate, release, /*host_readable=*/false,
                                    executor};

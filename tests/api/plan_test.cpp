@@ -47,7 +47,7 @@ struct Planned {
 
 TEST(Plans, TheEnvironmentForcesARow) {
   const Planned problem;
-  for (const std::string& row : host_rows_under_test()) {
+  for (const std::string& row : host_rows_under_test(problem.c)) {
     const ScopedVariable forced("TESSERA_FORCE", row.c_str());
     const Result<Plan> plan = problem.plan();
     ASSERT_TRUE(plan.ok()) << plan.status().message();
@@ -148,7 +148,7 @@ TEST(Plans, APassThatWasNotPlannedIsRefused) {
 
 TEST(Plans, WorkspacesAreChecked) {
   const Planned problem;
-  for (const std::string& row : host_rows_under_test()) {
+  for (const std::string& row : host_rows_under_test(problem.c)) {
     PlanOptions options;
     options.implementation = row;
     const Result<Plan> plan = problem.plan(options);

@@ -31,8 +31,9 @@ class ThreadPerTask final : public Executor {
   }
 };
 
-Case threaded_case(bool packed) {
+Case threaded_case(bool packed, DType dtype = DType::f32) {
   Case c;
+  c.dtype = dtype;
   c.heads_q = 4;
   c.heads_kv = 2;
   c.seq_q = 100;
@@ -66,10 +67,10 @@ TEST(Threading, AnyExecutorGivesTheSameBits) {
   ThreadPerTask per_task;
   const std::unique_ptr<Executor> pool = make_thread_pool(3);
   ASSERT_EQ(pool->concurrency(), 3);
-  for (bool packed : {false, true}) {
-    const Case c = threaded_case(packed);
+  for (int kind = 0; kind < 4; ++kind) {
+    const Case c = threaded_case(kind % 2 == 1, kind < 2 ? DType::f32 : DType::bf16);
     const Workload w = make_workload(c);
-    for (const std::string& row : host_rows_under_test()) {
+    for (const std::string& row : host_rows_under_test(c)) {
       const Results expected = make_results(c);
       ASSERT_TRUE(run_case(c, w, expected, row, 0xff, &serial).status.ok());
       for (Executor* executor : {static_cast<Executor*>(&per_task), pool.get()}) {
@@ -81,13 +82,35 @@ TEST(Threading, AnyExecutorGivesTheSameBits) {
   }
 }
 
+/// Any worker may get any task, so one that was meant for the tokens behind the last sequence may
+/// get a sequence: here the last worker gets everything.
+TEST(Threading, TheLastWorkerMayDoAllTheWork) {
+  BackwardsSerial serial;
+  for (DType dtype : {DType::f32, DType::bf16}) {
+    Case c;
+    c.dtype = dtype;
+    c.heads_q = c.heads_kv = 1;
+    c.seq_q = c.seq_kv = 64;
+    c.head_dim = c.head_dim_v = 40;
+    c.cu_seqlens_q = c.cu_seqlens_k = {0, 30, 60};
+    c.threads = 8;
+    const Workload w = make_workload(c);
+    for (const std::string& row : host_rows_under_test(c)) {
+      const Results results = make_results(c);
+      const Attempt attempt = run_case(c, w, results, row, 0xff, &serial);
+      ASSERT_TRUE(attempt.status.ok()) << row;
+      EXPECT_TRUE(attempt.workspace_intact) << row;
+    }
+  }
+}
+
 /// The plan fixes how work is cut; an executor that runs fewer tasks at a time changes no bit.
 TEST(Threading, ARunMayUseAnotherExecutorThanThePlan) {
   BackwardsSerial serial;
   ThreadPerTask per_task;
   const Case c = threaded_case(false);
   const Workload w = make_workload(c);
-  for (const std::string& row : host_rows_under_test()) {
+  for (const std::string& row : host_rows_under_test(c)) {
     PlanOptions options;
     options.implementation = row;
     options.threads = 5;
@@ -113,7 +136,7 @@ TEST(Threading, OnePlanOnManyThreads) {
   const Case c = threaded_case(false);
   const Workload w = make_workload(c);
   const Inputs inputs = w.inputs();
-  for (const std::string& row : host_rows_under_test()) {
+  for (const std::string& row : host_rows_under_test(c)) {
     const Results expected = make_results(c);
     ASSERT_TRUE(run_case(c, w, expected, row).status.ok());
     PlanOptions options;

@@ -14,6 +14,7 @@
 #include "cli/file_images.hpp"
 #include "cli/process.hpp"
 #include "cli/temporary_folder.hpp"
+#include "tessera/attention.hpp"
 
 namespace tessera::cli::test {
 namespace {
@@ -26,6 +27,15 @@ std::string f32_file(const std::string& shape, int count) {
 
 std::string i32_file(const std::vector<std::int32_t>& values) {
   return npy_image(npy_dict("<i4", std::to_string(values.size()) + ","), bytes_of_values(values));
+}
+
+/// "cpu_amx, …, reference": the CPU's table, whose order depends on the processor.
+std::string cpu_rows() {
+  std::string names;
+  for (const Implementation& row : implementations()) {
+    if (row.device == DeviceType::cpu) names += (names.empty() ? "" : ", ") + row.name;
+  }
+  return names;
 }
 
 std::string replaced(std::string text, const std::string& from, const std::string& to) {
@@ -144,8 +154,7 @@ TEST_F(BadInput, Values) {
   expect_run_refused({"--window", "-2,0"},
                      "window.left: -2, expected −1 (unbounded) to 2147483647");
   expect_run_refused({"--impl", "cpu_fast"},
-                     "implementation: cpu_fast, expected a row of the cpu table: cpu_avx512, "
-                     "cpu_avx2, cpu_portable, reference");
+                     "implementation: cpu_fast, expected a row of the cpu table: " + cpu_rows());
 }
 
 TEST_F(BadInput, Shapes) {
@@ -291,7 +300,7 @@ TEST_F(BadInput, OtherCommands) {
   expect_refused({"check", "--bias", "F/one.npy"},
                  "--q: absent, expected FILE.npy or FILE.safetensors:NAME");
   expect_refused({"check", "--impl", "cpu_fast"},
-                 "--impl: cpu_fast, expected one of cpu_avx512, cpu_avx2, cpu_portable, reference");
+                 "--impl: cpu_fast, expected one of " + cpu_rows());
   expect_refused({"check", "--with", "noise"},
                  "--with: noise, expected "
                  "bias|mask|alibi|sink|q-lens|kv-lens|varlen|block-mask|dlse");

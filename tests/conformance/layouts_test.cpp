@@ -152,7 +152,7 @@ TEST(Layouts, OffsetsBeyond32Bits) {
           << name << " " << x;
     }
   };
-  for (const std::string& row : host_rows_under_test()) {
+  for (const std::string& row : host_rows_under_test(c)) {
     const Results near = make_results(c);
     ASSERT_TRUE(run_case(c, w, near, row).status.ok());
     slot = 0;

@@ -406,9 +406,9 @@ std::vector<std::string> rows_under_test(const Case& c) {
   return rows;
 }
 
-std::vector<std::string> host_rows_under_test() {
+std::vector<std::string> host_rows_under_test(const Case& c) {
   std::vector<std::string> rows;
-  for (const std::string& row : rows_under_test()) {
+  for (const std::string& row : rows_under_test(c)) {
     if (device_of(row).type == DeviceType::cpu) rows.push_back(row);
   }
   return rows;

@@ -20,7 +20,7 @@ const std::vector<std::string>& rows_under_test();
 std::vector<std::string> rows_under_test(const Case& c);
 
 /// Those of them that take host tensors, for tests that do not go through `run_case`.
-std::vector<std::string> host_rows_under_test();
+std::vector<std::string> host_rows_under_test(const Case& c);
 
 /// Where a row's tensors lie: the CPU, or the first device of its kind.
 Device device_of(const std::string& row);

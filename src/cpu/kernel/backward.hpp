@@ -83,11 +83,38 @@ struct BackwardState {
         padded_v(whole_vectors<S>(t.blocking.head_dim_v)) {}
 };
 
+/// What row i needs besides Q and dO, from the lanes whose sum is its δ.
+template <class S>
+void set_row_numbers(const BackwardTile& t, std::int64_t i, typename S::V delta_lanes,
+                     float* row_lse, float* offset) {
+  float lanes[S::kLanes];
+  S::store(lanes, delta_lanes);
+  float delta = 0;
+  for (float lane : lanes) delta += lane;
+  const float lse = t.lse[i * t.lse_stride];
+  const float d_lse = t.d_lse != nullptr ? t.d_lse[i * t.d_lse_stride] : 0.0f;
+  offset[i] = delta - d_lse;
+  // A fully masked row has lse = −inf and only scores of −inf: any finite value gives P = 0.
+  row_lse[i] = lse == kMinusInfinity ? 0.0f : lse * kLog2E;
+  if (t.d_sink != nullptr && lse != kMinusInfinity) {
+    const float p_sink = static_cast<float>(__builtin_exp(double{t.sink} - double{lse}));
+    *t.d_sink += p_sink * (d_lse - delta);
+  }
+}
+
+/// Zeros for the lanes behind the last row.
+template <class S>
+void pad_row_numbers(std::int64_t rows, float* row_lse, float* offset) {
+  for (std::int64_t i = rows; i < whole_vectors<S>(rows); ++i) {
+    offset[i] = 0;
+    row_lse[i] = 0;
+  }
+}
+
 /// δ = Σ_d dO ∘ O for `rows` rows (Dao 2023, eq. for D); dO is already in scratch.
 template <class S>
 void row_offsets(const BackwardState<S>& x) {
   const BackwardTile& t = x.tile;
-  float lanes[S::kLanes];
   with_pointer(t.o, [&](const auto* o) {
     for (std::int64_t i = 0; i < t.rows; ++i) {
       typename S::V sum = S::zero();
@@ -95,24 +122,10 @@ void row_offsets(const BackwardState<S>& x) {
         sum = S::fma(S::load(x.scratch.d_o + i * x.padded_v + d),
                      load_up_to<S>(o + i * t.o.stride + d, x.head_dim_v - d), sum);
       }
-      S::store(lanes, sum);
-      float delta = 0;
-      for (float lane : lanes) delta += lane;
-      const float lse = t.lse[i * t.lse_stride];
-      const float d_lse = t.d_lse != nullptr ? t.d_lse[i * t.d_lse_stride] : 0.0f;
-      x.scratch.offset[i] = delta - d_lse;
-      // A fully masked row has lse = −inf and only scores of −inf: any finite value gives P = 0.
-      x.scratch.lse[i] = lse == kMinusInfinity ? 0.0f : lse * kLog2E;
-      if (t.d_sink != nullptr && lse != kMinusInfinity) {
-        const float p_sink = static_cast<float>(__builtin_exp(double{t.sink} - double{lse}));
-        *t.d_sink += p_sink * (d_lse - delta);
-      }
+      set_row_numbers<S>(t, i, sum, x.scratch.lse, x.scratch.offset);
     }
   });
-  for (std::int64_t i = t.rows; i < whole_vectors<S>(t.rows); ++i) {
-    x.scratch.offset[i] = 0;
-    x.scratch.lse[i] = 0;
-  }
+  pad_row_numbers<S>(t.rows, x.scratch.lse, x.scratch.offset);
 }
 
 /// Q and dO of the tile, in both orientations, and the per-row numbers.

@@ -98,31 +98,36 @@ void accumulate_output(const float* v, std::int64_t v_stride, const float* p, st
   });
 }
 
+/// What a row's unnormalised output is to be multiplied by, given the sum of its weights relative
+/// to 2 to the `highest`; stores its LSE.
+TESSERA_INLINE float output_factor(const ForwardTile& tile, std::int64_t row, double sum,
+                                   double highest) {
+  float scale = 1;
+  if (tile.has_sink) {
+    // The sink joins the denominator; a row may have nothing else.
+    if (sum == 0 || tile.sink > highest) {
+      scale = sum == 0 ? 0.0f : static_cast<float>(__builtin_exp2(highest - tile.sink));
+      sum = sum * scale + 1;
+      highest = tile.sink;
+    } else {
+      sum += __builtin_exp2(tile.sink - highest);
+    }
+  }
+  if (tile.lse != nullptr) {
+    const double lse = sum == 0 ? static_cast<double>(kMinusInfinity)
+                                : (highest + __builtin_log2(sum)) * 0.693147180559945309417;
+    tile.lse[row * tile.lse_stride] = static_cast<float>(lse);
+  }
+  return sum == 0 ? 0.0f : static_cast<float>(scale / sum);
+}
+
 /// Divides by l, stores O and the LSE of one panel.
 template <class S>
 void finish_panel(const ForwardTile& tile, const Panel& panel, const float* o_t, const float* m,
                   const float* l) {
-  float factor[S::kTileVectors * S::kLanes];
-  for (std::int64_t i = 0; i < panel.lanes; ++i) {
-    double sum = l[i];
-    double highest = m[i];
-    float scale = 1;
-    if (tile.has_sink) {
-      // The sink joins the denominator; a row may have nothing else.
-      if (sum == 0 || tile.sink > highest) {
-        scale = sum == 0 ? 0.0f : static_cast<float>(__builtin_exp2(highest - tile.sink));
-        sum = sum * scale + 1;
-        highest = tile.sink;
-      } else {
-        sum += __builtin_exp2(tile.sink - highest);
-      }
-    }
-    factor[i] = sum == 0 ? 0.0f : static_cast<float>(scale / sum);
-    if (tile.lse != nullptr && i < panel.rows) {
-      const double lse = sum == 0 ? static_cast<double>(kMinusInfinity)
-                                  : (highest + __builtin_log2(sum)) * 0.693147180559945309417;
-      tile.lse[(panel.lane0 + i) * tile.lse_stride] = static_cast<float>(lse);
-    }
+  float factor[S::kTileVectors * S::kLanes] = {};
+  for (std::int64_t i = 0; i < panel.rows; ++i) {
+    factor[i] = output_factor(tile, panel.lane0 + i, l[i], m[i]);
   }
   OutputRows out = tile.o;
   with_pointer(tile.o, [&](auto* data) { out.data = data + panel.lane0 * tile.o.stride; });

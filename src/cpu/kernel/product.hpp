@@ -94,8 +94,11 @@ TESSERA_INLINE void for_row_tiles(std::int64_t rows, F&& f) {
 /// Calls f.operator()<C>() with C = vectors, 1 … S::kTileVectors.
 template <class S, class F>
 TESSERA_INLINE void with_vectors(int vectors, F&& f) {
-  static_assert(S::kTileVectors == 2 || S::kTileVectors == 3);
-  if constexpr (S::kTileVectors == 3) {
+  static_assert(S::kTileVectors >= 2 && S::kTileVectors <= 4);
+  if constexpr (S::kTileVectors == 4) {
+    if (vectors == 4) return f.template operator()<4>();
+  }
+  if constexpr (S::kTileVectors >= 3) {
     if (vectors == 3) return f.template operator()<3>();
   }
   if (vectors == 2) return f.template operator()<2>();

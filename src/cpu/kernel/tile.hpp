@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "cpu/simd/storage.hpp"
 #include "tessera/tensor.hpp"
 
 namespace tessera::cpu {
@@ -90,6 +91,14 @@ struct Blocking {
   std::int64_t head_dim_v = 0;
 };
 
+/// 32 keys of one head, to be packed for products on matrix tiles.
+struct StripSource {
+  Blocking blocking;
+  Rows k, v;               ///< From the strip's first key.
+  std::uint32_t used = 0;  ///< Bit j: key j exists and some query may see it.
+  bool backward = false;
+};
+
 /// Both passes: one tile of query rows against all the keys it may see.
 struct TileBase {
   Blocking blocking;
@@ -99,6 +108,10 @@ struct TileBase {
   KeyWalk keys;
   std::int32_t* key_begin = nullptr;  ///< [tile_q] per row: keys [key_begin, key_end) are visible;
   std::int32_t* key_end = nullptr;    ///< the entries past `rows` repeat the last row's.
+  /// Packed K and V from the sequence's first key, and the elements of one strip; null where the
+  /// kernels read the caller's rows.
+  const bf16* strips = nullptr;
+  std::int64_t strip_elements = 0;
 };
 
 struct ForwardTile : TileBase {
@@ -120,7 +133,8 @@ struct BackwardTile : TileBase {
   /// f32 sums of dQ from earlier parts of the keys to start from; null data: start from zero.
   Rows d_q_so_far;
   /// f32 accumulators [kv_len][stride] that the tile adds to; null: not wanted. Rows are padded to
-  /// whole vectors, or the head dim is a multiple of the lane count.
+  /// whole vectors, or the head dim is a multiple of the lane count. With packed strips there are
+  /// as many rows as the strips have.
   float* d_k = nullptr;
   float* d_v = nullptr;
   std::int64_t d_k_stride = 0;
@@ -138,6 +152,17 @@ struct BiasGradientTile : BackwardTile {
   std::int64_t d_bias_stride = 0;
 };
 
+/// Forward for few query rows, keys in parts: kernel/few_rows.hpp.
+struct FewRowsFunctions {
+  std::int64_t (*scratch_floats)(const Blocking&) = nullptr;
+  /// Floats of the partial result of one head's `rows`, which must start cleared.
+  std::int64_t (*partial_floats)(const Blocking&, std::int64_t rows) = nullptr;
+  void (*clear)(const Blocking&, std::int64_t rows, float* partial) = nullptr;
+  void (*add_keys)(const ForwardTile&, float* partial, float* scratch) = nullptr;
+  void (*merge)(const ForwardTile&, float* partials, std::int64_t stride,
+                std::int64_t count) = nullptr;
+};
+
 /// The functions of one instruction set.
 struct Isa {
   int lanes = 0;
@@ -151,10 +176,16 @@ struct Isa {
   /// out[r][c] = in[r][c] for `count` rows of `columns`, from f32 accumulators to any dtype.
   void (*store_rows)(const float* in, std::int64_t in_stride, std::int64_t count,
                      std::int64_t columns, OutputRows out);
+  FewRowsFunctions few_rows;
+  /// Elements of a packed strip of K and V, and how to pack one; null where nothing is packed.
+  std::int64_t (*strip_elements)(const Blocking&, bool backward) = nullptr;
+  void (*pack_strip)(const StripSource&, bf16* out) = nullptr;
 };
 
 extern const Isa kIsaPortable;
 extern const Isa kIsaAvx2;
 extern const Isa kIsaAvx512;
+extern const Isa kIsaAvx512Bf16;
+extern const Isa kIsaAmx;
 
 }  // namespace tessera::cpu

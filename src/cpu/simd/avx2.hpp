@@ -34,12 +34,15 @@ struct Avx2 {
   static V min(V a, V b) { return _mm256_min_ps(a, b); }
   static V abs(V a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
   static V round(V a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  /// a · 2ⁿ for integral n ≤ 0, exactly 0 where that underflows; n ≥ −200.
   static V scale_by_power(V a, V n) {
     // Below −126 the power's exponent field becomes 0, which is the number 0.
     const __m256i e = _mm256_cvtps_epi32(_mm256_max_ps(n, _mm256_set1_ps(-127.0f)));
     const __m256i power = _mm256_slli_epi32(_mm256_add_epi32(e, _mm256_set1_epi32(127)), 23);
     return _mm256_mul_ps(a, _mm256_castsi256_ps(power));
   }
+
+  static constexpr bool kSplitsAtFloor = false;
 
   static I set_int(std::int32_t x) { return _mm256_set1_epi32(x); }
   static I load_int(const std::int32_t* p) {

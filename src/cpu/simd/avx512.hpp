@@ -40,11 +40,13 @@ struct Avx512 {
   static V max(V a, V b) { return _mm512_max_ps(a, b); }
   static V min(V a, V b) { return _mm512_min_ps(a, b); }
   static V abs(V a) { return _mm512_abs_ps(a); }
-  static V round(V a) {
-    return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  }
-  /// a · 2ⁿ for integral n ≤ 0, exactly 0 where that underflows; n ≥ −200.
-  static V scale_by_power(V a, V n) { return _mm512_scalef_ps(a, n); }
+
+  /// Whether fraction and scale_by_floor are there; round and scale_by_power otherwise (avx2.hpp).
+  static constexpr bool kSplitsAtFloor = true;
+  /// a − ⌊a⌋; 0 for infinities.
+  static V fraction(V a) { return _mm512_reduce_ps(a, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
+  /// a · 2^⌊n⌋; 0 where that underflows or n is −inf.
+  static V scale_by_floor(V a, V n) { return _mm512_scalef_ps(a, n); }
 
   static I set_int(std::int32_t x) { return _mm512_set1_epi32(x); }
   static I load_int(const std::int32_t* p) { return _mm512_loadu_si512(p); }

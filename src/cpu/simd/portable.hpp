@@ -48,6 +48,8 @@ struct Portable {
     return a * bits_to_float((e + set_int(127)) << 23);
   }
 
+  static constexpr bool kSplitsAtFloor = false;
+
   static I set_int(std::int32_t x) { return I{x, x, x, x}; }
   static I load_int(const std::int32_t* p) {
     I x;

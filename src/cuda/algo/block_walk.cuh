@@ -13,10 +13,6 @@ struct Visit {
   int full = 1;  ///< Not 0: the block mask leaves every element. (An int fits a uniform register.)
 };
 
-__device__ __forceinline__ Visit uniform(const Visit& v) {
-  return {uniform(v.begin), v.listed, uniform(v.full)};
-}
-
 inline constexpr int kGranule = 16;  ///< Mask block sizes are multiples of it.
 
 /// CSR or its transpose of one (sequence, head) of a block mask, as lines of entries.

@@ -31,6 +31,11 @@ __device__ __forceinline__ T from_float(float x) {
   }
 }
 
+/// What tile kernels keep scores in: exponents of 2 for 16-bit dtypes, which saves a
+/// multiplication; natural ones for f32, whose roundings the change of base would add to.
+template <typename T>
+inline constexpr float kScoreUnit = sizeof(T) == sizeof(float) ? 1.0f : kLog2e;
+
 /// A score after softcap, bias and ALiBi, and the softcap's derivative there.
 struct Score {
   float s;
@@ -54,9 +59,15 @@ class HeadScores {
     return static_cast<const std::uint8_t*>(p_.mask.data)[offset(p_.mask, i, j)] != 0;
   }
 
+  /// Whether scores are scale · q · k wherever pairs attend, and positions alone decide on that.
+  __device__ __forceinline__ bool plain() const {
+    return !(p_.softcap > 0) && p_.bias.data == nullptr && p_.alibi_slopes == nullptr &&
+           p_.mask.data == nullptr;
+  }
+
   /// From q · k of a pair that attends; −inf where the bias says so.
   __device__ __forceinline__ Score score(float qk, int i, int j) const {
-    Score out{p_.scale * qk, 1.0f};
+    Score out{__fmul_rn(p_.scale, qk), 1.0f};  // the same in both passes
     if (p_.softcap > 0) {
       const float t = tanhf(out.s / p_.softcap);
       out = {p_.softcap * t, 1.0f - t * t};

@@ -52,7 +52,8 @@ __device__ inline std::uint64_t block_mask_bits(const Parameters& p, int b, int 
   return bits;
 }
 
-template <typename T, int kRowTiles, int kColumnTiles>
+/// kParts neighbouring warps share rows.
+template <typename T, int kRowTiles, int kColumnTiles, int kParts = 1>
 class ScoreTile {
  public:
   using Scores = float[kRowTiles][kColumnTiles][4];
@@ -92,17 +93,20 @@ class ScoreTile {
            p.mask.data != nullptr || !(p.scale > 0);
   }
 
-  /// From q · k to the score times log2 e: scale, softcap, bias, ALiBi and the boolean mask. Reads
+  /// From q · k to the score in kScoreUnit: scale, softcap, bias, ALiBi and the boolean mask. Reads
   /// bias and mask within used lengths only; what lies beyond them is for mask_positions.
   __device__ __forceinline__ void score(Scores& s, int j0) const {
-    if (p_.softcap > 0) {
+    if (std::is_same_v<T, float> && p_.softcap > 0) {
+      const float to_cap = p_.scale / p_.softcap;
+      for_each(s, [&](float& x, int, int, int) { x = p_.softcap * tanhf(to_cap * x); });
+    } else if (p_.softcap > 0) {
       const float to_cap = 2 * kLog2e * p_.scale / p_.softcap;
       const float cap = p_.softcap * kLog2e;
       for_each(s, [&](float& x, int, int, int) {  // tanh x = 1 − 2 / (e^2x + 1)
         x = cap - 2 * cap * __frcp_rn(ptx::exp2(to_cap * x) + 1);
       });
     } else {
-      const float scale = p_.scale * kLog2e;
+      const float scale = p_.scale * kScoreUnit<T>;
       for_each(s, [&](float& x, int, int, int) { x *= scale; });
     }
     if (p_.bias.data != nullptr) {
@@ -113,7 +117,7 @@ class ScoreTile {
       }
     }
     if (p_.alibi_slopes != nullptr) {
-      const float slope = p_.alibi_slopes[b_ * p_.alibi_stride_b + h_] * kLog2e;
+      const float slope = p_.alibi_slopes[b_ * p_.alibi_stride_b + h_] * kScoreUnit<T>;
       const Lane lane;
       for_each(s, [&](float& x, int r, int half, int column) {
         const int distance = row(lane, r, half) + sequence_.shift - j0 - 2 * lane.t - column;
@@ -127,28 +131,33 @@ class ScoreTile {
     }
   }
 
-  /// −inf where the block mask has no element. Lane l reads the bits of the warp's row l.
+  /// −inf where the block mask has no element. Lane l reads the bits of the warp's row l, a word of
+  /// 64 keys at a time.
   __device__ __forceinline__ void mask_blocks(Scores& s, int j0) const {
-    static_assert(kColumnTiles <= 8, "a row's bits are one 64-bit word");
     const Lane lane;
     const int in_warp = (4 * lane.g + lane.t) % (16 * kRowTiles);
     const int i = min(row(lane, 0, 0) - lane.g + in_warp, sequence_.q_len - 1);
-    const std::uint64_t bits = block_mask_bits(p_, b_, h_, i, j0, 8 * kColumnTiles);
 #pragma unroll
-    for (int r = 0; r < kRowTiles; ++r) {
+    for (int chunk = 0; chunk < kColumnTiles; chunk += 8) {
+      const std::uint64_t bits =
+          block_mask_bits(p_, b_, h_, i, j0 + 8 * chunk, 8 * min(8, kColumnTiles - chunk));
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
+      for (int r = 0; r < kRowTiles; ++r) {
 #pragma unroll
-        for (int word = 0; word < kColumnTiles; word += 4) {  // four column tiles each
-          const std::uint32_t own = __shfl_sync(~0u, static_cast<unsigned>(bits >> (8 * word)),
-                                                16 * r + 8 * half + lane.g) >>
-                                    (2 * lane.t);
+        for (int half = 0; half < 2; ++half) {
 #pragma unroll
-          for (int n = word; n < word + 4 && n < kColumnTiles; ++n) {
+          for (int word = 0; word < 8; word += 4) {  // four column tiles each
+            const std::uint32_t own = __shfl_sync(~0u, static_cast<unsigned>(bits >> (8 * word)),
+                                                  16 * r + 8 * half + lane.g) >>
+                                      (2 * lane.t);
 #pragma unroll
-            for (int e = 0; e < 2; ++e) {
-              const bool listed = (own >> (8 * (n - word) + e) & 1) != 0;
-              if (!listed) s[r][n][2 * half + e] = minus_infinity();
+            for (int n = 0; n < 4; ++n) {
+              if (chunk + word + n >= kColumnTiles) break;
+#pragma unroll
+              for (int e = 0; e < 2; ++e) {
+                const bool listed = (own >> (8 * n + e) & 1) != 0;
+                if (!listed) s[r][chunk + word + n][2 * half + e] = minus_infinity();
+              }
             }
           }
         }
@@ -156,9 +165,41 @@ class ScoreTile {
     }
   }
 
-  /// Dropout: zero where Philox says so. One call of Philox decides on 4 keys of a row, which two
-  /// lanes hold: the even one draws for row g, the odd one for row g + 8, then they exchange.
+  /// Dropout: zero where Philox says so.
   __device__ __forceinline__ void drop(Weights& weights, int j0) const {
+    for_each_drawn(j0, [&](int r, int n, int half, unsigned low, unsigned high) {
+      weights[r][n / 2][n % 2 * 2 + half] &= low * 0xffffu | high * 0xffff0000u;
+    });
+  }
+  __device__ __forceinline__ void drop(Scores& weights, int j0) const {
+    for_each_drawn(j0, [&](int r, int n, int half, unsigned low, unsigned high) {
+      if (low == 0) weights[r][n][2 * half] = 0;
+      if (high == 0) weights[r][n][2 * half + 1] = 0;
+    });
+  }
+
+  /// d *= the softcap's derivative where q · k is s.
+  __device__ __forceinline__ void multiply_by_cap_slope(Scores& d, const Scores& s) const {
+    const float to_cap = p_.scale / p_.softcap;
+#pragma unroll
+    for (int r = 0; r < kRowTiles; ++r) {
+#pragma unroll
+      for (int n = 0; n < kColumnTiles; ++n) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const float t = tanhf(to_cap * s[r][n][e]);
+          d[r][n][e] *= 1 - t * t;
+        }
+      }
+    }
+  }
+
+ private:
+  /// visit(r, n, half, low, high) with dropout's bits of two neighbouring keys, 1 = kept. One call
+  /// of Philox decides on 4 keys of a row, which two lanes hold: the even one draws for row g, the
+  /// odd one for row g + 8, then they exchange.
+  template <typename Visit>
+  __device__ __forceinline__ void for_each_drawn(int j0, Visit visit) const {
     static_assert(kColumnTiles <= 8, "the bits of a row tile are one 32-bit word");
     const Lane lane;
     const int odd = lane.t % 2;
@@ -181,22 +222,19 @@ class ScoreTile {
       for (int n = 0; n < kColumnTiles; ++n) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          const unsigned low = rows[half] >> (4 * n) & 1u;
-          const unsigned high = rows[half] >> (4 * n + 1) & 1u;
-          weights[r][n / 2][n % 2 * 2 + half] &= low * 0xffffu | high * 0xffff0000u;
+          visit(r, n, half, rows[half] >> (4 * n) & 1u, rows[half] >> (4 * n + 1) & 1u);
         }
       }
     }
   }
 
- private:
   /// Computed anew wherever it is needed: most tiles need none of it, and registers are short.
   struct Lane {
     int warp, g, t;
     __device__ __forceinline__ Lane() {
       unsigned thread = threadIdx.x;
       ptx::make_opaque(thread);
-      warp = static_cast<int>(thread / kWarpSize);
+      warp = static_cast<int>(thread / (kWarpSize * kParts));
       g = static_cast<int>(thread % kWarpSize / 4);
       t = static_cast<int>(thread % 4);
     }
@@ -246,8 +284,9 @@ class ScoreTile {
 
   template <typename Element>
   __device__ __forceinline__ void add_bias(Scores& s, int j0) const {
-    for_each_element<Element>(
-        s, p_.bias, j0, [](float& x, Element element) { x = fmaf(to_float(element), kLog2e, x); });
+    for_each_element<Element>(s, p_.bias, j0, [](float& x, Element element) {
+      x = fmaf(to_float(element), kScoreUnit<T>, x);
+    });
   }
 
   const Parameters& p_;

@@ -109,16 +109,6 @@ struct Range {
   __device__ bool empty() const { return begin >= end; }
 };
 
-/// What is the same in all lanes, said so: the compiler then keeps it in uniform registers.
-__device__ __forceinline__ int uniform(int x) { return __reduce_max_sync(~0u, x); }
-__device__ __forceinline__ Sequence uniform(const Sequence& s) {
-  return {uniform(s.q_begin), uniform(s.kv_begin), uniform(s.q_rows), uniform(s.kv_rows),
-          uniform(s.q_len),   uniform(s.kv_len),   uniform(s.shift)};
-}
-__device__ __forceinline__ Range uniform(const Range& r) {
-  return {uniform(r.begin), uniform(r.end)};
-}
-
 /// Keys that queries [begin, end) see together through causal mask, window and used length.
 __device__ __forceinline__ Range visible_keys(const Parameters& p, const Sequence& s, int begin,
                                               int end) {

@@ -55,9 +55,7 @@ class OnlineSoftmax {
       if constexpr (kRowTiles == 1) {
         float top[2];
         maxima(s[r], top);
-        const bool trusted =
-            top[0] * factor_ <= m_[r][0] + kTrustLog2 && top[1] * factor_ <= m_[r][1] + kTrustLog2;
-        if (!__all_sync(~0u, trusted)) raise(r, top, rescale);
+        if (!__all_sync(~0u, trusted(r, top))) raise(r, top, rescale);
         exponentiate(r, s[r], p[r], sum);
       } else {
         exponentiate(r, s[r], p[r], sum);
@@ -70,6 +68,56 @@ class OnlineSoftmax {
       }
       l_[r][0] += sum[0];
       l_[r][1] += sum[1];
+    }
+  }
+
+  /// The same in steps, for kernels whose accumulator and last weights are still being multiplied
+  /// when the next scores are there: first prepare, then exponentiate, and when the products are
+  /// done rescale by `by` if `prepare` said so, and pack.
+  template <int kColumnTiles>
+  __device__ __forceinline__ bool prepare(const float (&s)[kRowTiles][kColumnTiles][4],
+                                          float (&by)[2]) {
+    static_assert(kRowTiles == 1);
+    float top[2];
+    maxima(s[0], top);
+    if (__all_sync(~0u, trusted(0, top))) return false;
+    raise(0, top, [&by](int, int half, float factor) { by[half] = factor; });
+    return true;
+  }
+
+  /// Turns scores into weights in place and takes them into the row sums.
+  template <int kColumnTiles>
+  __device__ __forceinline__ void exponentiate(float (&s)[kRowTiles][kColumnTiles][4]) {
+#pragma unroll
+    for (int r = 0; r < kRowTiles; ++r) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+#pragma unroll
+        for (int n = 0; n < kColumnTiles; ++n) {
+#pragma unroll
+          for (int e = 0; e < 2; ++e) {
+            float& x = s[r][n][2 * half + e];
+            x = ptx::exp2(fmaf(x, factor_, -m_[r][half]));
+            l_[r][half] += x;
+          }
+        }
+      }
+    }
+  }
+
+  /// Weights as the A operand of the second product.
+  template <int kColumnTiles>
+  __device__ __forceinline__ static void pack(const float (&s)[kRowTiles][kColumnTiles][4],
+                                              std::uint32_t (&p)[kRowTiles][kColumnTiles / 2][4]) {
+#pragma unroll
+    for (int r = 0; r < kRowTiles; ++r) {
+#pragma unroll
+      for (int n = 0; n < kColumnTiles; ++n) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          p[r][n / 2][n % 2 * 2 + half] = ptx::pack<T>(s[r][n][2 * half], s[r][n][2 * half + 1]);
+        }
+      }
     }
   }
 
@@ -128,6 +176,11 @@ class OnlineSoftmax {
         top[half] = fmaxf(top[half], fmaxf(s[n][2 * half], s[n][2 * half + 1]));
       }
     }
+  }
+
+  /// Whether no weight of row tile r grows too large; `top`: this thread's largest scores.
+  __device__ __forceinline__ bool trusted(int r, const float (&top)[2]) const {
+    return top[0] * factor_ <= m_[r][0] + kTrustLog2 && top[1] * factor_ <= m_[r][1] + kTrustLog2;
   }
 
   /// Raises the references of row tile r to their maxima; `top`: this thread's.

@@ -29,6 +29,15 @@ __device__ inline int tile_of_block(const Parameters& p, int number, int per_hea
   return rest % per_head;
 }
 
+/// The tile of queries of this block, in a grid of equal numbers of tiles of every query head; false
+/// if there is no such tile.
+__device__ inline bool locate_block(const Parameters& p, int tile_m, TileIndex& tile) {
+  const int per_head = static_cast<int>(gridDim.x) / p.heads_q;
+  const int block = static_cast<int>(blockIdx.x);
+  const int place = tile_of_block<Side::queries>(p, block, per_head, tile.h);
+  return locate_tile<Side::queries>(p, place, tile_m, tile);
+}
+
 /// What piece `item.piece` of an outer tile's pieces has of the inner axis. Pieces are cut where
 /// the longest of the tile's lines has equal numbers of entries. Called by whole warps.
 template <Side kOuter, int kInnerTile>

@@ -61,6 +61,80 @@ __device__ __forceinline__ Element differentiate(const HeadScores<T>& scores, bo
   return {prob * z, through_softcap ? d_s * score.cap_slope : d_s};
 }
 
+/// A tile of score products: which rows and columns, and what is known of its elements.
+struct ScoreTilePlace {
+  Side rows;  ///< What the tile's rows are; its columns are the other.
+  int row0, column0;
+  bool listed;  ///< The block mask leaves every element.
+  bool through_softcap;
+};
+
+/// s = q · k and d_p become Z P and dS.
+template <int kOuter, int kR, int kC, typename T>
+__device__ __forceinline__ void differentiate_tile(float (&s)[kR][kC], float (&d_p)[kR][kC],
+                                                   const ScoreTilePlace& place,
+                                                   const HeadScores<T>& scores, const Parameters& p,
+                                                   const Gradients& g, const Sequence& sequence,
+                                                   int b, int h, Scratch<kOuter>& shared) {
+  const int tx = threadIdx.x % kSide, ty = threadIdx.x / kSide;
+  const bool of_queries = place.rows == Side::queries;
+  const Range rows{place.row0, place.row0 + kR * kSide};
+  const Range columns{place.column0, place.column0 + kC * kSide};
+  if (place.listed && scores.plain() && p.dropout_threshold == 0 &&
+      all_visible(p, sequence, of_queries ? rows : columns, of_queries ? columns : rows)) {
+    QueryRow query;
+#pragma unroll
+    for (int x = 0; x < kR * kC; ++x) {
+      const int r = of_queries ? x / kC : x % kR, c = of_queries ? x % kC : x / kR;
+      const bool is_new = of_queries ? c == 0 : r == 0;
+      if (is_new) {
+        const int i = of_queries ? rows.begin + ty + kSide * r : columns.begin + tx + kSide * c;
+        query = query_row(p, g, sequence, b, h, i);
+      }
+      s[r][c] = exp2f((__fmul_rn(p.scale, s[r][c]) - query.lse) * kLog2e);
+      d_p[r][c] = s[r][c] * (d_p[r][c] - query.delta);
+    }
+    return;
+  }
+  __syncthreads();  // all have read the operands in whose place d_p goes
+#pragma unroll
+  for (int r = 0; r < kR; ++r) {
+#pragma unroll
+    for (int c = 0; c < kC; ++c) {
+      shared.x[(ty + kSide * r) * kRowPitch + tx + kSide * c] = d_p[r][c];
+    }
+  }
+  through_memory<kR, kC>(shared.w, s, [&](float& element, int row, int column) {
+    const int i = of_queries ? rows.begin + row : columns.begin + column;
+    const int j = of_queries ? columns.begin + column : rows.begin + row;
+    const bool attends = scores.attends(i, j) && (place.listed || block_mask_allows(p, b, h, i, j));
+    float& other = shared.x[row * kRowPitch + column];
+    const Element e =
+        differentiate(scores, attends, element, other, query_row(p, g, sequence, b, h, i), i, j,
+                      place.through_softcap);
+    element = e.weight;
+    other = e.d_s;
+  });
+#pragma unroll
+  for (int r = 0; r < kR; ++r) {
+#pragma unroll
+    for (int c = 0; c < kC; ++c) {
+      d_p[r][c] = shared.x[(ty + kSide * r) * kRowPitch + tx + kSide * c];
+    }
+  }
+}
+
+/// Makes a score product's elements the weights of a row product.
+template <int kR, int kC>
+__device__ __forceinline__ void store_weights(float* to, const float (&acc)[kR][kC]) {
+  const int tx = threadIdx.x % kSide, ty = threadIdx.x / kSide;
+#pragma unroll
+  for (int r = 0; r < kR; ++r) {
+#pragma unroll
+    for (int c = 0; c < kC; ++c) to[(ty + kSide * r) * kRowPitch + tx + kSide * c] = acc[r][c];
+  }
+}
+
 template <typename T, typename ConfigOf>
 __global__ void __launch_bounds__(kThreads)
     generic_d_kv(const __grid_constant__ Parameters p, const __grid_constant__ Gradients g,
@@ -70,7 +144,7 @@ __global__ void __launch_bounds__(kThreads)
   constexpr int kC = kInner / kSide;
   constexpr int kE = C.head_dim / kSide;
   __shared__ Scratch<C.rows> shared;
-  const int tx = threadIdx.x % kSide, ty = threadIdx.x / kSide;
+  const int ty = threadIdx.x / kSide;
 
   TileIndex tile;
   const int h_kv = blockIdx.x / tiles;
@@ -94,30 +168,16 @@ __global__ void __launch_bounds__(kThreads)
       float s[kR][kC] = {}, d_p[kR][kC] = {};
       score_product(s, k, j0, q, i0, ~0u, shared);
       score_product(d_p, v, j0, d_o, i0, ~0u, shared);
-#pragma unroll
-      for (int c = 0; c < kC; ++c) {
-        const int i = i0 + tx + kSide * c;
-        const QueryRow row = query_row(p, g, sequence, b, h, i);
-#pragma unroll
-        for (int r = 0; r < kR; ++r) {
-          const int j = j0 + ty + kSide * r;
-          const bool attends =
-              scores.attends(i, j) && (visit.full || block_mask_allows(p, b, h, i, j));
-          const Element e = differentiate(scores, attends, s[r][c], d_p[r][c], row, i, j, true);
-          shared.w[(ty + kSide * r) * kRowPitch + tx + kSide * c] = e.weight;
-          s[r][c] = e.d_s;
-        }
-      }
-      row_product(d_v, d_o, i0, ~0u, shared);
+      FirstRows first;
+      first.fetch(d_o, i0, 0);
+      differentiate_tile(s, d_p, {Side::keys, j0, i0, visit.full != 0, true}, scores, p, g,
+                         sequence, b, h, shared);
+      store_weights(shared.w, s);
+      row_product(d_v, d_o, i0, ~0u, first, shared);
+      first.fetch(q, i0, 0);
       __syncthreads();
-#pragma unroll
-      for (int r = 0; r < kR; ++r) {
-#pragma unroll
-        for (int c = 0; c < kC; ++c) {
-          shared.w[(ty + kSide * r) * kRowPitch + tx + kSide * c] = s[r][c];
-        }
-      }
-      row_product(d_k, q, i0, ~0u, shared);
+      store_weights(shared.w, d_p);
+      row_product(d_k, q, i0, ~0u, first, shared);
     }
   }
 
@@ -144,7 +204,7 @@ __global__ void __launch_bounds__(kThreads)
   constexpr int kC = kInner / kSide;
   constexpr int kE = C.head_dim / kSide;
   __shared__ Scratch<C.rows> shared;
-  const int tx = threadIdx.x % kSide, ty = threadIdx.x / kSide;
+  const int ty = threadIdx.x / kSide;
 
   TileIndex tile;
   tile.h = blockIdx.x / tiles;
@@ -158,10 +218,6 @@ __global__ void __launch_bounds__(kThreads)
   const auto k = source<T>(p.k, b, h / p.group, kv_begin, kv_len, p.head_dim);
   const auto v = source<T>(p.v, b, h / p.group, kv_begin, kv_len, p.head_dim_v);
 
-  QueryRow rows[kR];
-#pragma unroll
-  for (int r = 0; r < kR; ++r) rows[r] = query_row(p, g, sequence, b, h, i0 + ty + kSide * r);
-
   float d_q[kR][kE] = {};
   const Range queries{i0, min(i0 + C.rows, sequence.q_len)};
   Range keys{0, 0};
@@ -172,19 +228,12 @@ __global__ void __launch_bounds__(kThreads)
     float s[kR][kC] = {}, d_p[kR][kC] = {};
     score_product(s, q, i0, k, j0, visit.listed, shared);
     score_product(d_p, d_o, i0, v, j0, visit.listed, shared);
-#pragma unroll
-    for (int r = 0; r < kR; ++r) {
-      const int i = i0 + ty + kSide * r;
-#pragma unroll
-      for (int c = 0; c < kC; ++c) {
-        const int j = j0 + tx + kSide * c;
-        const bool attends =
-            scores.attends(i, j) && (visit.full || block_mask_allows(p, b, h, i, j));
-        shared.w[(ty + kSide * r) * kRowPitch + tx + kSide * c] =
-            differentiate(scores, attends, s[r][c], d_p[r][c], rows[r], i, j, true).d_s;
-      }
-    }
-    row_product(d_q, k, j0, visit.listed, shared);
+    FirstRows first;
+    first.fetch(k, j0, 0, visit.listed);
+    differentiate_tile(s, d_p, {Side::queries, i0, j0, visit.full != 0, true}, scores, p, g,
+                       sequence, b, h, shared);
+    store_weights(shared.w, d_p);
+    row_product(d_q, k, j0, visit.listed, first, shared);
   }
 
 #pragma unroll
@@ -238,17 +287,13 @@ __global__ void __launch_bounds__(kThreads)
         float s[kR][kR] = {}, d_p[kR][kR] = {};
         score_product(s, q, i0, k, j0, ~0u, shared);
         score_product(d_p, d_o, i0, v, j0, ~0u, shared);
+        const bool listed = p.block_mask.row_offsets == nullptr;
+        differentiate_tile(s, d_p, {Side::queries, i0, j0, listed, false}, scores, p, g, sequence,
+                           b, h, shared);
 #pragma unroll
         for (int r = 0; r < kR; ++r) {
-          const int i = i0 + ty + kSide * r;
-          const QueryRow row = query_row(p, g, sequence, b, h, i);
 #pragma unroll
-          for (int c = 0; c < kR; ++c) {
-            const int j = j0 + tx + kSide * c;
-            const bool attends = scores.attends(i, j) && (p.block_mask.row_offsets == nullptr ||
-                                                          block_mask_allows(p, b, h, i, j));
-            sum[r][c] += differentiate(scores, attends, s[r][c], d_p[r][c], row, i, j, false).d_s;
-          }
+          for (int c = 0; c < kR; ++c) sum[r][c] += d_p[r][c];
         }
       }
     }
@@ -288,29 +333,31 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-template <typename T, Config C>
+template <typename T, Config kKeys, Config kQueries>
 Status launch_backward(const Parameters& p, const Gradients& g, cudaStream_t stream) {
   if (g.d_k.data != nullptr || g.d_v.data != nullptr) {
-    const std::int64_t tiles = tiles_per_head(p, p.seq_kv, C.rows);
-    if (Status status = launch("generic_d_kv", generic_d_kv<T, Constant<C>>, tiles * p.heads_kv,
+    const std::int64_t tiles = tiles_per_head(p, p.seq_kv, kKeys.rows);
+    if (Status status = launch("generic_d_kv", generic_d_kv<T, Constant<kKeys>>, tiles * p.heads_kv,
                                kThreads, 0, stream, p, g, static_cast<int>(tiles));
         !status.ok()) {
       return status;
     }
   }
   if (g.d_q.data == nullptr) return {};
-  const std::int64_t tiles = tiles_per_head(p, p.seq_q, C.rows);
-  return launch("generic_d_q", generic_d_q<T, Constant<C>>, tiles * p.heads_q, kThreads, 0, stream,
-                p, g, static_cast<int>(tiles));
+  const std::int64_t tiles = tiles_per_head(p, p.seq_q, kQueries.rows);
+  return launch("generic_d_q", generic_d_q<T, Constant<kQueries>>, tiles * p.heads_q, kThreads, 0,
+                stream, p, g, static_cast<int>(tiles));
 }
 
 template <typename T, DType kDType>
 Status launch_by_head_dim(const Parameters& p, const Gradients& g, cudaStream_t stream) {
   const int head_dim = std::max(p.head_dim, p.head_dim_v);
-  if (head_dim <= 64) return launch_backward<T, Config{kDType, 64, 64}>(p, g, stream);
-  if (head_dim <= 128) return launch_backward<T, Config{kDType, 128, 64}>(p, g, stream);
-  if (head_dim <= 256) return launch_backward<T, Config{kDType, 256, 32}>(p, g, stream);
-  return launch_backward<T, Config{kDType, 512, 32}>(p, g, stream);
+  constexpr Config k64{kDType, 64, 64}, k128{kDType, 128, 64}, k256{kDType, 256, 64};
+  constexpr Config kKeys512{kDType, 512, 32}, kQueries512{kDType, 512, 64};
+  if (head_dim <= 64) return launch_backward<T, k64, k64>(p, g, stream);
+  if (head_dim <= 128) return launch_backward<T, k128, k128>(p, g, stream);
+  if (head_dim <= 256) return launch_backward<T, k256, k256>(p, g, stream);
+  return launch_backward<T, kKeys512, kQueries512>(p, g, stream);
 }
 
 class Backward final : public CudaKernel {
@@ -318,9 +365,9 @@ class Backward final : public CudaKernel {
   using CudaKernel::CudaKernel;
 
   std::string config() const override {
-    return std::max(problem_.head_dim, problem_.head_dim_v) <= 128
+    return std::max(problem_.head_dim, problem_.head_dim_v) <= 256
                ? "f32 FMA, tile 64x64, seven products"
-               : "f32 FMA, tile 32x64, seven products";
+               : "f32 FMA, tile 32x64 and 64x64, seven products";
   }
   std::size_t workspace_bytes() const override {
     return row_scalar_count(problem_) * sizeof(float);

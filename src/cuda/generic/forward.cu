@@ -58,37 +58,50 @@ __global__ void __launch_bounds__(kThreads)
     const int j0 = visit.begin;
     float s[kR][kC] = {};
     score_product(s, q, i0, k, j0, visit.listed, shared);
+    FirstRows first_v;
+    first_v.fetch(v, j0, 0, visit.listed);
 
+    if (scores.plain() && visit.full &&
+        all_visible(p, sequence, {i0, i0 + C.rows}, {j0, j0 + kInner})) {
 #pragma unroll
-    for (int r = 0; r < kR; ++r) {
-      const int i = i0 + ty + kSide * r;
-      float largest = minus_infinity();
+      for (int r = 0; r < kR; ++r) {
 #pragma unroll
-      for (int c = 0; c < kC; ++c) {
-        const int j = j0 + tx + kSide * c;
+        for (int c = 0; c < kC; ++c) s[r][c] = __fmul_rn(p.scale, s[r][c]);
+      }
+    } else {
+      through_memory<kR, kC>(shared.w, s, [&](float& element, int row, int column) {
+        const int i = i0 + row, j = j0 + column;
         const bool attends =
             scores.attends(i, j) && (visit.full || block_mask_allows(p, b, h, i, j));
-        s[r][c] = attends ? scores.score(s[r][c], i, j).s : minus_infinity();
-        largest = fmaxf(largest, s[r][c]);
-      }
+        element = attends ? scores.score(element, i, j).s : minus_infinity();
+      });
+    }
+#pragma unroll
+    for (int r = 0; r < kR; ++r) {
+      float largest = minus_infinity();
+#pragma unroll
+      for (int c = 0; c < kC; ++c) largest = fmaxf(largest, s[r][c]);
       const float m_new = fmaxf(m[r], row_max(largest));
       const float base = m_new == minus_infinity() ? 0.0f : m_new;  // keeps −∞ − −∞ away
       const float rescale = exp2f((m[r] - base) * kLog2e);
       float sum = 0;
 #pragma unroll
       for (int c = 0; c < kC; ++c) {
-        const float weight = exp2f((s[r][c] - base) * kLog2e);
-        sum += weight;
-        const int j = j0 + tx + kSide * c;
-        shared.w[(ty + kSide * r) * kRowPitch + tx + kSide * c] =
-            weight == 0 ? 0.0f : weight * scores.keep(i, j);
+        s[r][c] = exp2f((s[r][c] - base) * kLog2e);
+        sum += s[r][c];
+        shared.w[(ty + kSide * r) * kRowPitch + tx + kSide * c] = s[r][c];
       }
       l[r] = l[r] * rescale + row_sum(sum);
       m[r] = m_new;
 #pragma unroll
       for (int e = 0; e < kE; ++e) o[r][e] *= rescale;
     }
-    row_product(o, v, j0, visit.listed, shared);
+    if (p.dropout_threshold != 0) {
+      through_memory<kR, kC>(shared.w, s, [&](float& element, int row, int column) {
+        element = element == 0 ? 0.0f : element * scores.keep(i0 + row, j0 + column);
+      });
+    }
+    row_product(o, v, j0, visit.listed, first_v, shared);
   }
 
 #pragma unroll

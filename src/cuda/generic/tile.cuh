@@ -3,8 +3,9 @@
 //   score product   acc[r][c] += Σ_d a[ty + 16 r][d] · b[tx + 16 c][d]       both streamed by d
 //   row product     acc[r][e] += Σ_k w[ty + 16 r][k] · x[k][64 (e / 4) + 4 tx + e % 4]
 //
-// Operands come from global memory in chunks that fit any head dim, converted to f32 on the way.
-// Every product begins and ends its use of the shared chunks between barriers of its own.
+// Operands come from global memory in chunks that fit any head dim, converted to f32 on the way;
+// the next chunk is fetched while one is computed with. Every product begins and ends its use of
+// the shared chunks between barriers of its own.
 #pragma once
 
 #include "cuda/algo/block_walk.cuh"
@@ -41,24 +42,41 @@ struct Scratch {
   float w[kOuter * kRowPitch];  ///< [kOuter][kInner], what a row product takes its weights from.
 };
 
-/// to[row][column] = rows [row0, row0 + kCount), columns [d0, d0 + kWidth); zero where there is
-/// nothing, or where `listed` lacks the bit of a granule of 16 rows.
-template <int kCount, int kWidth, int kPitch, typename T>
-__device__ __forceinline__ void load_chunk(float* to, const RowSource<T>& from, int row0, int d0,
-                                           unsigned listed = ~0u) {
-  constexpr int kRowsAtOnce = kThreads / kWidth;
-  const int column = threadIdx.x % kWidth;
+/// Rows [row0, row0 + kCount), columns [d0, d0 + kWidth) of a source on their way to shared memory,
+/// in registers: fetched while the chunk before is computed with.
+template <int kCount, int kWidth, int kPitch>
+class Chunk {
+ public:
+  /// Zero where there is nothing, or where `listed` lacks the bit of a granule of 16 rows.
+  template <typename T>
+  __device__ __forceinline__ void fetch(const RowSource<T>& from, int row0, int d0,
+                                        unsigned listed = ~0u) {
+    const int column = threadIdx.x % kWidth;
+    const int row = threadIdx.x / kWidth;
+    const T* at = from.rows + (row0 + row) * from.stride + d0 + column;
+    const int rows = d0 + column < from.columns ? from.count - row0 - row : 0;  // that are left
 #pragma unroll
-  for (int first = 0; first < kCount; first += kRowsAtOnce) {
-    const int row = first + threadIdx.x / kWidth;
-    float value = 0;
-    if (row0 + row < from.count && d0 + column < from.columns &&
-        (listed >> (row / kGranule) & 1u) != 0) {
-      value = to_float(from.rows[(row0 + row) * from.stride + d0 + column]);
+    for (int x = 0; x < kEach; ++x) {
+      const int below = x * kRowsAtOnce;
+      const bool exists = below < rows && (listed >> ((row + below) / kGranule) & 1u) != 0;
+      values_[x] = exists ? to_float(at[below * from.stride]) : 0.0f;
     }
-    to[row * kPitch + column] = value;
   }
-}
+
+  __device__ __forceinline__ void put(float* to) const {
+    to += threadIdx.x / kWidth * kPitch + threadIdx.x % kWidth;
+#pragma unroll
+    for (int x = 0; x < kEach; ++x) to[x * kRowsAtOnce * kPitch] = values_[x];
+  }
+
+ private:
+  static constexpr int kRowsAtOnce = kThreads / kWidth;
+  static constexpr int kEach = kCount / kRowsAtOnce;
+  float values_[kEach];
+};
+
+/// What a row product starts with.
+using FirstRows = Chunk<kInner, kRowChunk, kRowPitch>;
 
 __device__ __forceinline__ float dot(float4 a, float4 b, float sum) {
   return fmaf(a.w, b.w, fmaf(a.z, b.z, fmaf(a.y, b.y, fmaf(a.x, b.x, sum))));
@@ -70,11 +88,20 @@ __device__ __forceinline__ void score_product(float (&acc)[kR][kC], const RowSou
                                               const RowSource<T>& b, int b0, unsigned listed_b,
                                               Scratch<kOuter>& shared) {
   const int tx = threadIdx.x % kSide, ty = threadIdx.x / kSide;
+  Chunk<kR * kSide, kScoreChunk, kScorePitch> next_a;
+  Chunk<kC * kSide, kScoreChunk, kScorePitch> next_b;
+  next_a.fetch(a, a0, 0);
+  next_b.fetch(b, b0, 0, listed_b);
+#pragma unroll 1
   for (int d0 = 0; d0 < a.columns; d0 += kScoreChunk) {
     __syncthreads();
-    load_chunk<kR * kSide, kScoreChunk, kScorePitch>(shared.a, a, a0, d0);
-    load_chunk<kC * kSide, kScoreChunk, kScorePitch>(shared.b, b, b0, d0, listed_b);
+    next_a.put(shared.a);
+    next_b.put(shared.b);
     __syncthreads();
+    if (d0 + kScoreChunk < a.columns) {
+      next_a.fetch(a, a0, d0 + kScoreChunk);
+      next_b.fetch(b, b0, d0 + kScoreChunk, listed_b);
+    }
 #pragma unroll
     for (int d = 0; d < kScoreChunk; d += 4) {
       float4 av[kR], bv[kC];
@@ -95,17 +122,20 @@ __device__ __forceinline__ void score_product(float (&acc)[kR][kC], const RowSou
   }
 }
 
-/// The row product of shared.w, which the block has just written, with rows [x0, x0 + 64) of x.
+/// The row product of shared.w, which the block has just written, with rows [x0, x0 + 64) of x, of
+/// which `next` has the first columns.
 template <int kOuter, int kR, int kE, typename T>
 __device__ __forceinline__ void row_product(float (&acc)[kR][kE], const RowSource<T>& x, int x0,
-                                            unsigned listed, Scratch<kOuter>& shared) {
+                                            unsigned listed, FirstRows& next,
+                                            Scratch<kOuter>& shared) {
   const int tx = threadIdx.x % kSide, ty = threadIdx.x / kSide;
 #pragma unroll
   for (int chunk = 0; chunk < kE / 4; ++chunk) {
     if (chunk * kRowChunk >= x.columns) break;
     __syncthreads();
-    load_chunk<kInner, kRowChunk, kRowPitch>(shared.x, x, x0, chunk * kRowChunk, listed);
+    next.put(shared.x);
     __syncthreads();
+    if ((chunk + 1) * kRowChunk < x.columns) next.fetch(x, x0, (chunk + 1) * kRowChunk, listed);
 #pragma unroll 4
     for (int k = 0; k < kInner; k += 4) {
       float w[kR][4];
@@ -140,6 +170,29 @@ __device__ __forceinline__ void store_row(T* row, int columns, const float (&acc
   for (int e = 0; e < kE; ++e) {
     const int column = e / 4 * kRowChunk + 4 * tx + e % 4;
     if (column < columns) row[column] = from_float<T>(acc[r][e] * factor);
+  }
+}
+
+/// Replaces every element of a score product by what visit(element, row, column) makes of it. The
+/// elements go through the thread's own places of `memory`, [16 kR][64], so that the visit is
+/// compiled once, in a loop: it is long, and unrolled it would take the registers of the products.
+template <int kR, int kC, typename Visit>
+__device__ __forceinline__ void through_memory(float* memory, float (&acc)[kR][kC], Visit visit) {
+  const int tx = threadIdx.x % kSide, ty = threadIdx.x / kSide;
+#pragma unroll
+  for (int r = 0; r < kR; ++r) {
+#pragma unroll
+    for (int c = 0; c < kC; ++c) memory[(ty + kSide * r) * kRowPitch + tx + kSide * c] = acc[r][c];
+  }
+#pragma unroll 1
+  for (int x = 0; x < kR * kC; ++x) {
+    const int row = ty + kSide * (x / kC), column = tx + kSide * (x % kC);
+    visit(memory[row * kRowPitch + column], row, column);
+  }
+#pragma unroll
+  for (int r = 0; r < kR; ++r) {
+#pragma unroll
+    for (int c = 0; c < kC; ++c) acc[r][c] = memory[(ty + kSide * r) * kRowPitch + tx + kSide * c];
   }
 }
 

@@ -36,6 +36,24 @@ __device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const std::uint32_t 
   }
 }
 
+/// d = a · b, in f32.
+template <typename T>
+__device__ __forceinline__ void mma_m16n8k16_fresh(float (&d)[4], const std::uint32_t (&a)[4],
+                                                   std::uint32_t b0, std::uint32_t b1) {
+  static_assert(std::is_same_v<T, __nv_bfloat16>);
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %10, %10, %10};\n"
+      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(0.0f));
+}
+
+/// The upper halves of two floats, that of `low` in the lower half of the word: both truncated to
+/// bf16.
+__device__ __forceinline__ std::uint32_t pack_upper(float low, float high) {
+  return __byte_perm(__float_as_uint(low), __float_as_uint(high), 0x7632);
+}
+
 /// Rounds two floats to nearest even: `low` into the lower half of the word.
 template <typename T>
 __device__ __forceinline__ std::uint32_t pack(float low, float high) {

@@ -36,6 +36,11 @@ __device__ __forceinline__ void store_shared_16(std::uint32_t to, std::uint32_t 
                : "memory");
 }
 
+__device__ __forceinline__ void store_shared_8(std::uint32_t to, std::uint32_t w0,
+                                               std::uint32_t w1) {
+  asm volatile("st.shared.v2.b32 [%0], {%1, %2};\n" : : "r"(to), "r"(w0), "r"(w1) : "memory");
+}
+
 __device__ __forceinline__ void store_shared_4(std::uint32_t to, std::uint32_t word) {
   asm volatile("st.shared.b32 [%0], %1;\n" : : "r"(to), "r"(word) : "memory");
 }
@@ -45,6 +50,22 @@ __device__ __forceinline__ void load_shared_16(std::uint32_t (&w)[4], std::uint3
                : "=r"(w[0]), "=r"(w[1]), "=r"(w[2]), "=r"(w[3])
                : "r"(from)
                : "memory");
+}
+
+__device__ __forceinline__ void load_shared_8(std::uint32_t (&w)[2], std::uint32_t from) {
+  asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];\n"
+               : "=r"(w[0]), "=r"(w[1])
+               : "r"(from)
+               : "memory");
+}
+
+__device__ __forceinline__ float2 load_shared_pair(std::uint32_t from) {
+  float2 pair;
+  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];\n"
+               : "=f"(pair.x), "=f"(pair.y)
+               : "r"(from)
+               : "memory");
+  return pair;
 }
 
 /// Copies 16 bytes from global to shared memory asynchronously, past L1; `bytes` = 0 writes zeros

@@ -21,7 +21,7 @@ struct ScoreOperands {
   std::uint32_t d_s[kR][kC / 2][4];
 };
 
-/// The queries' scalars in shared memory, from the part's first query on: log2e · lse and delta.
+/// The queries' scalars in shared memory, from the part's first query on: lse in kScoreUnit, delta.
 /// lse is +inf where p has to be 0: rows that do not exist or see nothing.
 struct QueryScalars {
   const float* lse;
@@ -89,7 +89,7 @@ class ScorePart {
     });
   }
 
-  /// From q · k to the score times log2 e; from d_p to what p is multiplied by for d_s. Reads bias
+  /// From q · k to the score in kScoreUnit; from d_p to what p is multiplied by for d_s. Reads bias
   /// and mask within used lengths only; what lies beyond them is for hide_positions. Returns a bit
   /// for each element in the order of for_each: set if dropout keeps it.
   __device__ __forceinline__ unsigned apply_extras(Scores& s, Scores& d_p) const {
@@ -101,7 +101,14 @@ class ScorePart {
       });
     }
     subtract_delta(d_p);
-    if (p_.softcap > 0) {
+    if (std::is_same_v<T, float> && p_.softcap > 0) {
+      const float to_cap = p_.scale / p_.softcap;
+      for_each([&](int r, int c, int e) {
+        const float t = tanhf(to_cap * s[r][c][e]);
+        s[r][c][e] = p_.softcap * t;
+        d_p[r][c][e] *= 1 - t * t;
+      });
+    } else if (p_.softcap > 0) {
       const float to_cap = 2 * kLog2e * p_.scale / p_.softcap;
       const float cap = p_.softcap * kLog2e;
       for_each([&](int r, int c, int e) {  // tanh x = 1 − 2 / (e^2x + 1)
@@ -110,11 +117,11 @@ class ScorePart {
         d_p[r][c][e] *= 1 - t * t;
       });
     } else {
-      const float scale = p_.scale * kLog2e;
+      const float scale = p_.scale * kScoreUnit<T>;
       for_each([&](int r, int c, int e) { s[r][c][e] *= scale; });
     }
     if (p_.bias.data != nullptr) {
-      const auto add = [](float& x, auto bias) { x = fmaf(to_float(bias), kLog2e, x); };
+      const auto add = [](float& x, auto bias) { x = fmaf(to_float(bias), kScoreUnit<T>, x); };
       if (p_.bias.dtype == DType::f32) {
         for_each_of<float>(p_.bias, s, add);
       } else {
@@ -122,7 +129,7 @@ class ScorePart {
       }
     }
     if (p_.alibi_slopes != nullptr) {
-      const float slope = p_.alibi_slopes[b_ * p_.alibi_stride_b + h_] * kLog2e;
+      const float slope = p_.alibi_slopes[b_ * p_.alibi_stride_b + h_] * kScoreUnit<T>;
       const int distance = query_ + sequence_.shift - key_;
       for_each([&](int r, int c, int e) {
         const int own = distance + 8 * c + e % 2 - 16 * r - e / 2 * 8;
@@ -151,6 +158,7 @@ class ScorePart {
   /// p = 2^(factor · s − lse), d_s = p · d_p.
   __device__ __forceinline__ void finish(const Scores& s, const Scores& d_p, float factor,
                                          unsigned kept, ScoreOperands<kR, kC>& out) const {
+    static_assert(!std::is_same_v<T, float>);
     for_each_column(scalars_.lse, [&](int c, float2 lse) {
 #pragma unroll
       for (int r = 0; r < kR; ++r) {
@@ -164,6 +172,23 @@ class ScorePart {
           if (!is_set(kept, r, c, e)) left = 0;
           if (!is_set(kept, r, c, e + 1)) right = 0;
           out.weights[r][c / 2][c % 2 * 2 + half] = ptx::pack<T>(left, right);
+        }
+      }
+    });
+  }
+
+  /// f32, in place: s becomes p, 0 where dropped, and d_p becomes d_s.
+  __device__ __forceinline__ void finish(Scores& s, Scores& d_p, float factor,
+                                         unsigned kept) const {
+    for_each_column(scalars_.lse, [&](int c, float2 lse) {
+#pragma unroll
+      for (int r = 0; r < kR; ++r) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const float score = __fmul_rn(s[r][c][e], factor);  // as the forward pass rounds it
+          const float p = ptx::exp2(__fsub_rn(score, e % 2 == 0 ? lse.x : lse.y) * kLog2e);
+          d_p[r][c][e] *= p;
+          s[r][c][e] = is_set(kept, r, c, e) ? p : 0;
         }
       }
     });

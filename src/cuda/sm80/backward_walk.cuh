@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/algo/block_walk.cuh"
+#include "cuda/algo/uniform.cuh"
 #include "cuda/sm80/backward.hpp"
 #include "cuda/tile/products.cuh"
 

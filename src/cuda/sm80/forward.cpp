@@ -2,15 +2,11 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
-
 #include "cuda/host/parameters.hpp"
 #include "cuda/host/tiles.hpp"
 
 namespace tessera::cuda::sm80 {
 namespace {
-
-constexpr int kLargestHeadDim = 256;
 
 bool wants_extras(const Problem& problem) {
   return problem.softcap > 0 || problem.bias || problem.alibi || problem.mask || problem.sink ||
@@ -20,13 +16,13 @@ bool wants_extras(const Problem& problem) {
 /// The first variant that takes the problem: head dims ascend.
 const ForwardVariant* choose(const Problem& problem) {
   const int shared_bytes = device_info(problem.device.index).shared_bytes;
-  for (const auto variants :
-       {forward_d64(), forward_d96(), forward_d128(), forward_d192(), forward_d256()}) {
+  for (const auto variants : {forward_d64(), forward_d96(), forward_d128(), forward_d192(),
+                              forward_d256(), forward_d512()}) {
     for (const ForwardVariant& variant : variants) {
       const ForwardConfig& c = variant.config;
       if (c.dtype == problem.dtype && c.extras == wants_extras(problem) &&
           (c.listed || !problem.block_mask) && problem.head_dim <= c.head_dim &&
-          problem.head_dim_v <= c.head_dim_v &&
+          problem.head_dim_v <= c.largest_head_dim_v() &&
           static_cast<int>(c.shared_bytes()) <= shared_bytes) {
         return &variant;
       }
@@ -63,16 +59,14 @@ Status Forward::enqueue(const Arguments& arguments, cudaStream_t stream) const {
     order = all.order_in(arguments.workspace);
     if (Status status = order_tiles(all, p, order, stream); !status.ok()) return status;
   }
-  return variant_.enqueue(p, order, all, stream);
+  return for_value_columns(
+      p, variant_.config.head_dim_v, size_of(problem_.dtype),
+      [&](const Parameters& part) { return variant_.enqueue(part, order, all, stream); });
 }
 
 std::string reject_forward(const Problem& problem) {
   if (problem.dtype != DType::f16 && problem.dtype != DType::bf16) {
     return fmt::format("computes f16 and bf16, not {}", name_of(problem.dtype));
-  }
-  if (std::max(problem.head_dim, problem.head_dim_v) > kLargestHeadDim) {
-    return fmt::format("head dims up to {}, not {} and {}", kLargestHeadDim, problem.head_dim,
-                       problem.head_dim_v);
   }
   if (choose(problem) == nullptr) return "too little shared memory on this device";
   return {};

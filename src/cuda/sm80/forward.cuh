@@ -38,10 +38,12 @@
 
 #include "cuda/algo/block_walk.cuh"
 #include "cuda/algo/config.hpp"
+#include "cuda/algo/element.cuh"
 #include "cuda/algo/score_tile.cuh"
 #include "cuda/algo/sequence.cuh"
 #include "cuda/algo/softmax.cuh"
 #include "cuda/algo/tile_order.cuh"
+#include "cuda/algo/uniform.cuh"
 #include "cuda/ptx/mma.cuh"
 #include "cuda/ptx/opaque.cuh"
 #include "cuda/ptx/shared.cuh"
@@ -58,17 +60,6 @@ inline constexpr bool kTight = false;
 #else
 inline constexpr bool kTight = true;
 #endif
-
-template <DType>
-struct ElementOf;
-template <>
-struct ElementOf<DType::f16> {
-  using Type = __half;
-};
-template <>
-struct ElementOf<DType::bf16> {
-  using Type = __nv_bfloat16;
-};
 
 /// Everything about a config that is known when compiling.
 template <ForwardConfig C>

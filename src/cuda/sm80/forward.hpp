@@ -25,6 +25,9 @@ struct ForwardConfig {
   bool extras;  ///< Softcap, bias, ALiBi, boolean mask, sink, dropout, scale ≤ 0.
   bool listed;  ///< Block masks.
 
+  /// Above head dim 256 the columns of v are done in parts of head_dim_v, each with the scores
+  /// anew.
+  constexpr int largest_head_dim_v() const { return head_dim > 256 ? head_dim : head_dim_v; }
   constexpr std::size_t shared_bytes() const {
     return 2 * (tile_m * head_dim + stages * tile_n * (head_dim + head_dim_v));
   }
@@ -45,6 +48,7 @@ std::span<const ForwardVariant> forward_d96();
 std::span<const ForwardVariant> forward_d128();
 std::span<const ForwardVariant> forward_d192();
 std::span<const ForwardVariant> forward_d256();
+std::span<const ForwardVariant> forward_d512();
 
 class Forward final : public CudaKernel {
  public:

@@ -25,7 +25,8 @@ std::unique_ptr<Kernel> make(const Problem& problem) {
 
 }  // namespace
 
-const Row kSm80Row{"cuda_sm80", "f16 bf16, forward and backward, head dims to 256, tensor cores",
+const Row kSm80Row{"cuda_sm80",
+                   "f16 bf16, forward and backward, head dims to 512 (backward 256), tensor cores",
                    no_device, reject, make};
 
 }  // namespace tessera::cuda::sm80

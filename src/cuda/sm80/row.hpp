@@ -6,5 +6,6 @@
 namespace tessera::cuda::sm80 {
 
 extern const Row kSm80Row;
+extern const Row kSm80F32Row;
 
 }  // namespace tessera::cuda::sm80

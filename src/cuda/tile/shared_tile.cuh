@@ -28,6 +28,11 @@ struct SharedTile {
 
   std::uint32_t base = 0;  ///< Address in shared memory, a multiple of 128.
 
+  /// The columns from `column` on, a multiple of a panel's, as a tile of their own.
+  __device__ __forceinline__ SharedTile columns_from(int column) const {
+    return {base + column / kPanel * kRows * kPitch};
+  }
+
   /// Address of vector `vector` (of 8 elements) of a row.
   __device__ __forceinline__ std::uint32_t at(int row, int vector) const {
     const int panel = vector / kPanelVectors;

@@ -1,0 +1,411 @@
+// Forward on matrix tiles: one tile of query rows of one head against all keys it may see.
+//
+//   for each block of keys, in strips of 32                 packed K and Vᵀ, L2
+//     for each panel of up to 4 vectors of queries          S and P of a block: one unit
+//       S[key][query]  = K · Qᵀ                             bf16 tiles, f32 sums
+//       masks, m, P = exp2(f S − m), l                      the vector kernels' steps, f32
+//       O[d][query]    = O · α + Vᵀ · P                     P rounded to bf16, f32 sums
+//   O / l, transposed back into the caller's rows
+//
+// The three lines are a pipeline: while the vector units make P of one unit, the tile multiplier
+// makes S of the next and O of the last. Its instructions are strewn among theirs (ProductSeries),
+// and the processor finds both side by side in its window. Hence two buffers of S and of P; O of a
+// panel is rescaled when its last unit's output has been added.
+//
+// A row's maximum is renewed when a score exceeds it by more than kLargestExponent. Most units find
+// none and go over their scores once.
+//
+// Q is not scaled on the way in, that would round it: the factor scale · log₂e joins the
+// subtraction of the maximum. Blocks begin and end at whole strips; the keys of a strip that the
+// panel does not see have the score −inf, and packed zeros where nobody sees them.
+#pragma once
+
+#include "cpu/kernel/forward.hpp"
+#include "cpu/kernel/matrix_pack.hpp"
+
+namespace tessera::cpu {
+
+struct MatrixForwardScratch {
+  bf16* q;       ///< Per panel [depth / 2][lanes][2].
+  float* o_t;    ///< Per panel [depth_v][lanes].
+  float* m;      ///< [tile_q] running maximum, base 2.
+  float* l;      ///< [tile_q] running sum.
+  float* alpha;  ///< [one panel] what the last step multiplies O and l by.
+  float* s[2];   ///< [block_kv][one panel] scores of one unit and of the next; with dropout then P.
+  bf16* p[2];    ///< [block_kv / 2][one panel][2] likewise.
+  float* bias;   ///< [block_kv][one panel]
+  std::int64_t floats;
+
+  template <class S>
+  static MatrixForwardScratch carve(const Blocking& b, float* base) {
+    constexpr std::int64_t kPanel = S::kTileVectors * S::kLanes;
+    const StripLayout layout(b);
+    Carver carver(base);
+    MatrixForwardScratch x;
+    x.q = reinterpret_cast<bf16*>(carver.floats(b.tile_q * layout.depth / 2));
+    x.o_t = carver.floats(b.tile_q * layout.depth_v);
+    x.m = carver.floats(b.tile_q);
+    x.l = carver.floats(b.tile_q);
+    x.alpha = carver.floats(kPanel);
+    for (int i = 0; i < 2; ++i) {
+      x.s[i] = carver.floats(b.block_kv * kPanel);
+      x.p[i] = reinterpret_cast<bf16*>(carver.floats(b.block_kv * kPanel / 2));
+    }
+    x.bias = carver.floats(b.block_kv * kPanel);
+    x.floats = carver.used();
+    return x;
+  }
+};
+
+/// The strips of a block of keys that a panel works on, and the keys [j0, j0 + n) it sees of them.
+struct PanelStrips {
+  std::int64_t j0 = 0;
+  std::int64_t n = 0;
+  std::int64_t first = 0;  ///< Strip of the sequence.
+  std::int64_t count = 0;
+
+  TESSERA_INLINE PanelStrips() {}
+  TESSERA_INLINE PanelStrips(const Panel& panel, std::int64_t begin, std::int64_t end) {
+    j0 = begin > panel.begin ? begin : panel.begin;
+    n = (end < panel.end ? end : panel.end) - j0;
+    if (n <= 0) return;
+    first = j0 / kStrip;
+    count = (j0 + n + kStrip - 1) / kStrip - first;
+  }
+  TESSERA_INLINE std::int64_t keys() const { return count * kStrip; }
+  /// Row of the strips' scores that j0 has.
+  TESSERA_INLINE std::int64_t offset() const { return j0 - first * kStrip; }
+};
+
+/// s = value in all rows of the strips that hold no key of [j0, j0 + n).
+template <class S>
+TESSERA_INLINE void fill_unseen(const PanelStrips& strips, std::int64_t lanes, float value,
+                                float* s) {
+  const typename S::V v = S::set(value);
+  for (std::int64_t i = 0; i < strips.offset() * lanes; i += S::kLanes) S::store(s + i, v);
+  for (std::int64_t i = (strips.offset() + strips.n) * lanes; i < strips.keys() * lanes;
+       i += S::kLanes) {
+    S::store(s + i, v);
+  }
+}
+
+/// Applies the score rules to raw products of the strips and returns what is left to multiply them
+/// by. Only masks can be applied before the factor is: −inf stays what it is.
+template <class S, int C>
+float finish_products(const ScoreContext& context, const KeySegment& segment,
+                      const PanelStrips& strips, float factor, float* s) {
+  const ScoreRules& rules = *context.rules;
+  float* seen = s + strips.offset() * C * S::kLanes;
+  if (rules.softcap > 0 || rules.has_bias || rules.alibi || !(factor > 0)) {
+    const typename S::V f = S::set(factor);
+    for (std::int64_t i = 0; i < context.n * C * S::kLanes; i += S::kLanes) {
+      S::store(seen + i, S::mul(f, S::load(seen + i)));
+    }
+    factor = 1;
+  }
+  finish_scores<S, C>(context, segment, seen);
+  fill_unseen<S>(strips, C * S::kLanes, kMinusInfinity, s);
+  return factor;
+}
+
+/// Weights may grow to 2 to this before a row's maximum is renewed: bf16 has f32's range, and the
+/// sum's rounding is relative. So O is rescaled for a few blocks of keys only, not for all those in
+/// which one of a panel's rows finds a slightly larger score.
+inline constexpr float kLargestExponent = 8;
+
+/// What the exponents of each row are relative to, negated: m, or 0 while nothing has been seen.
+template <class S, int C>
+TESSERA_INLINE void load_bases(const float* m, typename S::V (&base)[C]) {
+  TESSERA_UNROLL for (int c = 0; c < C; ++c) {
+    const typename S::V at = S::load(m + c * S::kLanes);
+    const typename S::M nothing = S::equal(at, S::set(kMinusInfinity));
+    base[c] = S::select(nothing, S::zero(), S::sub(S::zero(), at));
+  }
+}
+
+/// The maximum of the scores f · s of n keys joins m; l and what α multiplies follow.
+template <class S, int C>
+void renew_maxima(const float* s, std::int64_t n, float factor, float* m, float* l, float* alpha) {
+  using V = typename S::V;
+  V highest[C];
+  TESSERA_UNROLL for (int c = 0; c < C; ++c) highest[c] = S::set(kMinusInfinity);
+  for (std::int64_t j = 0; j < n; ++j) {
+    TESSERA_UNROLL for (int c = 0; c < C; ++c) {
+      highest[c] = S::max(highest[c], S::load(s + (j * C + c) * S::kLanes));
+    }
+  }
+  TESSERA_UNROLL for (int c = 0; c < C; ++c) {
+    // Scores that overflowed f32 saturate; a row that has seen nothing keeps −inf and subtracts 0.
+    const V m_old = S::load(m + c * S::kLanes);
+    const V m_new = S::min(S::set(kLargest), S::max(m_old, S::mul(S::set(factor), highest[c])));
+    const V finite = S::select(S::equal(m_new, S::set(kMinusInfinity)), S::zero(), m_new);
+    const V a = exp2<S>(S::sub(m_old, finite));
+    S::store(alpha + c * S::kLanes, a);
+    S::store(m + c * S::kLanes, m_new);
+    S::store(l + c * S::kLanes, S::mul(a, S::load(l + c * S::kLanes)));
+  }
+}
+
+/// P = 2^(f · s − m) of n keys, an even number: to `p` in pairs of keys, or with `keep` into s. The
+/// two products advance meanwhile. Returns whether no weight exceeds the largest exponent; unless
+/// the maxima have been `renewed`, the sums join l only then, and without that the weights are of
+/// no use.
+template <class S, int C>
+TESSERA_INLINE bool make_weights(float* s, std::int64_t n, float factor, const float* m, float* l,
+                                 bool renewed, bool keep, bf16* p, ProductSeries<S>& first,
+                                 ProductSeries<S>& second) {
+  using V = typename S::V;
+  constexpr std::int64_t kLanes = C * S::kLanes;
+  const V f = S::set(factor);
+  const V largest = S::set(kLargestExponent);
+  V base[C], sum[C], highest[C];
+  load_bases<S, C>(m, base);
+  TESSERA_UNROLL for (int c = 0; c < C; ++c) {
+    sum[c] = S::load(l + c * S::kLanes);
+    highest[c] = S::set(kMinusInfinity);
+  }
+  const std::int64_t steps = first.steps() + second.steps();
+  std::int64_t due = 0;
+  for (std::int64_t j = 0; j < n; j += 2) {
+    TESSERA_UNROLL for (int c = 0; c < C; ++c) {
+      float* at = s + j * kLanes + c * S::kLanes;
+      const V x = S::fma(f, S::load(at), base[c]);
+      const V y = S::fma(f, S::load(at + kLanes), base[c]);
+      highest[c] = S::max(highest[c], S::max(x, y));
+      const V even = exp2<S>(S::min(largest, x));
+      const V odd = exp2<S>(S::min(largest, y));
+      sum[c] = S::add(sum[c], S::add(even, odd));
+      if (keep) {
+        S::store(at, even);
+        S::store(at + kLanes, odd);
+      } else {
+        S::store(reinterpret_cast<float*>(p + j * kLanes + 2 * c * S::kLanes), S::pairs(even, odd));
+      }
+    }
+    for (due += 2 * steps; due >= n; due -= n) {
+      if (!first.done()) {
+        first.step();
+      } else if (!second.done()) {
+        second.step();
+      }
+    }
+  }
+  bool small = true;
+  TESSERA_UNROLL for (int c = 0; c < C; ++c) {
+    // A row that has seen nothing must get a maximum, whatever its first scores are.
+    const typename S::V seen =
+        S::select(S::equal(S::load(m + c * S::kLanes), S::set(kMinusInfinity)),
+                  S::set(kMinusInfinity), largest);
+    small = small && !S::any(S::less(seen, highest[c]));
+  }
+  if (small || renewed) {
+    TESSERA_UNROLL for (int c = 0; c < C; ++c) S::store(l + c * S::kLanes, sum[c]);
+  }
+  return small;
+}
+
+/// p[j / 2][lane][j % 2] = s[j][lane] in bf16, for n rows, an even number.
+template <class S>
+void store_key_pairs(const float* s, std::int64_t n, std::int64_t lanes, bf16* p) {
+  for (std::int64_t j = 0; j < n; j += 2) {
+    for (std::int64_t i = 0; i < lanes; i += S::kLanes) {
+      const float* at = s + j * lanes + i;
+      S::store(reinterpret_cast<float*>(p + j * lanes + 2 * i),
+               S::pairs(S::load(at), S::load(at + lanes)));
+    }
+  }
+}
+
+/// o_t[d][lane] *= α[lane], unless every α is 1.
+template <class S, int C>
+void rescale_output(const float* alpha, std::int64_t depth_v, float* o_t) {
+  typename S::V a[C];
+  bool same = true;
+  for (int i = 0; i < C * S::kLanes; ++i) same = same && alpha[i] == 1.0f;
+  if (same) return;
+  TESSERA_UNROLL for (int c = 0; c < C; ++c) a[c] = S::load(alpha + c * S::kLanes);
+  for (std::int64_t d = 0; d < depth_v; ++d) {
+    TESSERA_UNROLL for (int c = 0; c < C; ++c) {
+      float* at = o_t + (d * C + c) * S::kLanes;
+      S::store(at, S::mul(a[c], S::load(at)));
+    }
+  }
+}
+
+/// A panel and the keys of one block that it sees: what the softmax works on at a time.
+struct MatrixUnit {
+  const Panel* panel = nullptr;
+  KeySegment segment;
+  PanelStrips strips;
+};
+
+/// Gives the units of a tile: block by block, and within a block panel by panel.
+template <class S>
+class MatrixUnits {
+ public:
+  MatrixUnits(const TileBase& tile, const Panels<S>& panels)
+      : tile_(tile), panels_(panels), walk_(tile.keys), panel_(panels.count) {}
+
+  bool next(MatrixUnit& unit) {
+    for (;;) {
+      for (; panel_ < panels_.count; ++panel_) {
+        const std::int64_t step = block_ + tile_.blocking.block_kv;
+        unit.strips =
+            PanelStrips(panels_.at[panel_], block_ > segment_.begin ? block_ : segment_.begin,
+                        step < segment_.end ? step : segment_.end);
+        if (unit.strips.n <= 0) continue;
+        unit.panel = &panels_.at[panel_++];
+        unit.segment = segment_;
+        return true;
+      }
+      block_ += tile_.blocking.block_kv;
+      if (block_ >= segment_.end) {
+        if (!next_segment(walk_, segment_)) return false;
+        block_ = segment_.begin / kStrip * kStrip;
+      }
+      panel_ = 0;
+    }
+  }
+
+ private:
+  const TileBase& tile_;
+  const Panels<S>& panels_;
+  KeyWalk walk_;
+  KeySegment segment_;
+  std::int64_t block_ = 0;
+  std::int64_t panel_;
+};
+
+/// S = K · Qᵀ of a unit, to come.
+template <class S>
+ProductSeries<S> scores_of(const ForwardTile& tile, const MatrixForwardScratch& scratch,
+                           const MatrixUnit& unit, float* s) {
+  const StripLayout layout(tile.blocking);
+  const std::int64_t lanes = unit.panel->lanes;
+  ProductSeries<S> product;
+  product.a = {tile.strips + unit.strips.first * tile.strip_elements, layout.depth};
+  product.b = {scratch.q + unit.panel->lane0 * layout.depth, lanes};
+  product.depth = layout.depth;
+  product.columns = lanes;
+  product.c = s;
+  product.c_stride = lanes;
+  product.strips = unit.strips.count;
+  product.a_strip = tile.strip_elements;
+  return product;
+}
+
+/// O += Vᵀ · P of a unit, to come.
+template <class S>
+ProductSeries<S> values_of(const ForwardTile& tile, const MatrixForwardScratch& scratch,
+                           const MatrixUnit& unit, const bf16* p) {
+  const StripLayout layout(tile.blocking);
+  const std::int64_t lanes = unit.panel->lanes;
+  ProductSeries<S> product;
+  product.a = {tile.strips + unit.strips.first * tile.strip_elements + layout.v(), kStrip,
+               tile.strip_elements};
+  product.b = {p, lanes};
+  product.depth = unit.strips.keys();
+  product.columns = lanes;
+  product.c = scratch.o_t + unit.panel->lane0 * layout.depth_v;
+  product.c_stride = lanes;
+  product.strips = layout.depth_v / kStrip;
+  product.a_strip = kStrip * kStrip;
+  product.add = true;
+  return product;
+}
+
+/// Scores to weights for one unit while the scores of the next unit and the output of the last one
+/// are multiplied; then O is made ready for this unit's output.
+template <class S, int C>
+void matrix_softmax(const ForwardTile& tile, const MatrixForwardScratch& scratch,
+                    const MatrixUnit& unit, float* s, bf16* p, ProductSeries<S>& scores,
+                    ProductSeries<S>& values) {
+  constexpr std::int64_t kLanes = C * S::kLanes;
+  const Panel& panel = *unit.panel;
+  const ScoreContext context = {&tile.rules,
+                                tile.key_begin + panel.lane0,
+                                tile.key_end + panel.lane0,
+                                panel,
+                                unit.strips.j0,
+                                unit.strips.n,
+                                scratch.bias,
+                                nullptr};
+  const float factor = finish_products<S, C>(context, unit.segment, unit.strips,
+                                             __builtin_fabsf(tile.rules.q_scale), s);
+  const std::int64_t keys = unit.strips.keys();
+  float* m = scratch.m + panel.lane0;
+  float* l = scratch.l + panel.lane0;
+  const bool dropout = tile.rules.dropout;
+  // As if the maxima known so far would do; if not, once more with those of these scores.
+  const bool settled = !dropout && m[0] != kMinusInfinity &&
+                       make_weights<S, C>(s, keys, factor, m, l, false, false, p, scores, values);
+  if (!settled) {
+    renew_maxima<S, C>(s, keys, factor, m, l, scratch.alpha);
+    make_weights<S, C>(s, keys, factor, m, l, true, dropout, p, scores, values);
+  }
+  if (dropout) {
+    apply_dropout<S, C>(context, s + unit.strips.offset() * kLanes);
+    store_key_pairs<S>(s, keys, kLanes, p);
+  }
+  scores.finish();
+  values.finish();
+  const std::int64_t depth_v = StripLayout(tile.blocking).depth_v;
+  if (!settled) {
+    rescale_output<S, C>(scratch.alpha, depth_v, scratch.o_t + panel.lane0 * depth_v);
+  }
+}
+
+/// Q packed, O and the running numbers at their start.
+template <class S>
+void begin_matrix_tile(const ForwardTile& tile, const MatrixForwardScratch& scratch,
+                       const Panels<S>& panels) {
+  const StripLayout layout(tile.blocking);
+  for (const Panel& panel : panels) {
+    Rows q = tile.q;
+    q.data = static_cast<const bf16*>(q.data) + panel.lane0 * q.stride;
+    // A negative scale belongs to Q, so that the largest product has the largest score.
+    pack_depth_pairs<S>(q, panel.rows, tile.blocking.head_dim, tile.rules.q_scale < 0,
+                        scratch.q + panel.lane0 * layout.depth, layout.depth, panel.lanes);
+    for (std::int64_t i = 0; i < panel.lanes * layout.depth_v; i += S::kLanes) {
+      S::store(scratch.o_t + panel.lane0 * layout.depth_v + i, S::zero());
+    }
+    for (std::int64_t i = 0; i < panel.lanes; i += S::kLanes) {
+      S::store(scratch.m + panel.lane0 + i, S::set(kMinusInfinity));
+      S::store(scratch.l + panel.lane0 + i, S::zero());
+    }
+  }
+}
+
+template <class S>
+void matrix_forward_tile(const ForwardTile& tile, float* base) {
+  const MatrixForwardScratch scratch = MatrixForwardScratch::carve<S>(tile.blocking, base);
+  const Panels<S> panels(tile);
+  begin_matrix_tile(tile, scratch, panels);
+  MatrixUnits<S> units(tile, panels);
+  MatrixUnit unit, coming;
+  ProductSeries<S> scores, values;
+  S::configure_tiles();
+  int turn = 0;
+  bool more = units.next(unit);
+  if (more) scores = scores_of<S>(tile, scratch, unit, scratch.s[turn]);
+  scores.finish();
+  while (more) {
+    more = units.next(coming);
+    if (more) scores = scores_of<S>(tile, scratch, coming, scratch.s[1 - turn]);
+    with_vectors<S>(unit.panel->vectors, [&]<int C>() {
+      matrix_softmax<S, C>(tile, scratch, unit, scratch.s[turn], scratch.p[turn], scores, values);
+    });
+    values = values_of<S>(tile, scratch, unit, scratch.p[turn]);
+    unit = coming;
+    turn = 1 - turn;
+  }
+  values.finish();
+  S::release_tiles();
+  const std::int64_t depth_v = StripLayout(tile.blocking).depth_v;
+  for (const Panel& panel : panels) {
+    finish_panel<S>(tile, panel, scratch.o_t + panel.lane0 * depth_v, scratch.m + panel.lane0,
+                    scratch.l + panel.lane0);
+  }
+}
+
+}  // namespace tessera::cpu

@@ -1,0 +1,140 @@
+// Operands of the matrix products, packed from the caller's bf16 rows.
+//
+// K and V once per key/value head, before any tile runs, in strips of 32 keys that every tile of
+// queries and every head of the group then reads:
+//
+//   forward    K [32 keys][D], Vᵀ [Dv][32 keys]                        D, Dv padded to 32
+//   backward   K [32 keys][D], V [32 keys][Dv], Kᵀ [D][32 keys]
+//
+// Q and dO when a tile of queries starts. What pads a head dim, a strip or a vector is zero, and so
+// is a key that no query may see: whatever the caller has there never meets a product.
+#pragma once
+
+#include "cpu/kernel/matrix_product.hpp"
+
+namespace tessera::cpu {
+
+/// Where the parts of a strip lie, in elements from its start.
+struct StripLayout {
+  std::int64_t depth;    ///< head_dim padded to whole tiles.
+  std::int64_t depth_v;  ///< head_dim_v likewise.
+
+  TESSERA_INLINE explicit StripLayout(const Blocking& b)
+      : depth(whole_strips(b.head_dim)), depth_v(whole_strips(b.head_dim_v)) {}
+  TESSERA_INLINE std::int64_t v() const { return kStrip * depth; }
+  TESSERA_INLINE std::int64_t k_t() const { return kStrip * (depth + depth_v); }
+  TESSERA_INLINE std::int64_t elements(bool backward) const {
+    return kStrip * (depth + depth_v + (backward ? depth : 0));
+  }
+};
+
+/// 32 elements of a row as 16 words, zeros behind the first `count` of them.
+template <class S>
+TESSERA_INLINE typename S::V load_words(const bf16* p, std::int64_t count) {
+  if (count >= 2 * S::kLanes) return S::load(reinterpret_cast<const float*>(p));
+  bf16 buffer[2 * S::kLanes] = {};
+  for (std::int64_t i = 0; i < count; ++i) buffer[i] = p[i];
+  return S::load(reinterpret_cast<const float*>(buffer));
+}
+
+TESSERA_INLINE bool has_key(std::uint32_t used, int key) { return (used >> key & 1u) != 0; }
+
+/// out[key][d] = in[key][d], for one strip.
+template <class S>
+void pack_rows(const Rows& in, std::int64_t columns, std::uint32_t used, bf16* out,
+               std::int64_t depth) {
+  const auto* data = static_cast<const bf16*>(in.data);
+  for (int key = 0; key < kStrip; ++key) {
+    for (std::int64_t d = 0; d < depth; d += kStrip) {
+      const typename S::V words =
+          has_key(used, key) ? load_words<S>(data + key * in.stride + d, columns - d) : S::zero();
+      S::store(reinterpret_cast<float*>(out + key * depth + d), words);
+    }
+  }
+}
+
+/// out[d][key] = in[key][d], for one strip: pairs of keys are transposed as words.
+template <class S>
+void pack_columns(const Rows& in, std::int64_t columns, std::uint32_t used, bf16* out,
+                  std::int64_t depth) {
+  const auto* data = static_cast<const bf16*>(in.data);
+  for (std::int64_t d = 0; d < depth; d += S::kLanes) {
+    const std::int64_t width = columns - d;
+    const auto load = [&](int key) {
+      return width > 0 && has_key(used, key) ? load_up_to<S>(data + key * in.stride + d, width)
+                                             : S::zero();
+    };
+    typename S::V block[S::kLanes];
+    for (int pair = 0; pair < S::kLanes; ++pair) {
+      block[pair] = S::pairs(load(2 * pair), load(2 * pair + 1));
+    }
+    S::transpose(block);
+    for (int i = 0; i < S::kLanes; ++i) {
+      S::store(reinterpret_cast<float*>(out + (d + i) * kStrip), block[i]);
+    }
+  }
+}
+
+/// One strip of K and V.
+template <class S>
+void pack_strip(const StripSource& from, bf16* out) {
+  const StripLayout layout(from.blocking);
+  const std::int64_t head_dim = from.blocking.head_dim;
+  const std::int64_t head_dim_v = from.blocking.head_dim_v;
+  pack_rows<S>(from.k, head_dim, from.used, out, layout.depth);
+  if (from.backward) {
+    pack_rows<S>(from.v, head_dim_v, from.used, out + layout.v(), layout.depth_v);
+    pack_columns<S>(from.k, head_dim, from.used, out + layout.k_t(), layout.depth);
+  } else {
+    pack_columns<S>(from.v, head_dim_v, from.used, out + layout.v(), layout.depth_v);
+  }
+}
+
+template <class S>
+std::int64_t strip_elements(const Blocking& blocking, bool backward) {
+  return StripLayout(blocking).elements(backward);
+}
+
+/// B with the head dim as depth: out[d / 2][lane][d % 2] = ± in[lane][d] for a panel's lanes; zeros
+/// in lanes past `rows`.
+template <class S>
+void pack_depth_pairs(const Rows& in, std::int64_t rows, std::int64_t columns, bool negate,
+                      bf16* out, std::int64_t depth, std::int64_t lanes) {
+  const auto* data = static_cast<const bf16*>(in.data);
+  const typename S::U sign = S::set_word(negate ? 0x80008000u : 0u);
+  for (std::int64_t lane0 = 0; lane0 < lanes; lane0 += S::kLanes) {
+    for (std::int64_t d = 0; d < depth; d += 2 * S::kLanes) {
+      typename S::V block[S::kLanes];
+      for (int r = 0; r < S::kLanes; ++r) {
+        block[r] = lane0 + r < rows && d < columns
+                       ? load_words<S>(data + (lane0 + r) * in.stride + d, columns - d)
+                       : S::zero();
+        block[r] = (typename S::V)S::xor_word((typename S::U)block[r], sign);
+      }
+      S::transpose(block);
+      for (int r = 0; r < S::kLanes; ++r) {
+        S::store(reinterpret_cast<float*>(out + (d + 2 * r) * lanes + 2 * lane0), block[r]);
+      }
+    }
+  }
+}
+
+/// B with the queries as depth: out[row / 2][d][row % 2] = in[row][d], `padded_rows` of them, zeros
+/// behind `rows`.
+template <class S>
+void pack_row_pairs(const Rows& in, std::int64_t rows, std::int64_t columns, bf16* out,
+                    std::int64_t padded_rows, std::int64_t depth) {
+  const auto* data = static_cast<const bf16*>(in.data);
+  for (std::int64_t row = 0; row < padded_rows; row += 2) {
+    for (std::int64_t d = 0; d < depth; d += S::kLanes) {
+      const auto load = [&](std::int64_t r) {
+        return r < rows && d < columns ? load_up_to<S>(data + r * in.stride + d, columns - d)
+                                       : S::zero();
+      };
+      S::store(reinterpret_cast<float*>(out + row * depth + 2 * d),
+               S::pairs(load(row), load(row + 1)));
+    }
+  }
+}
+
+}  // namespace tessera::cpu

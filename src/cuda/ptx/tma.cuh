@@ -1,0 +1,33 @@
+// Copies of boxes of a tensor by the copy engine (sm_90), and the fence between what threads and
+// what the engine or wgmma do with shared memory.
+#pragma once
+
+#include <cstdint>
+
+namespace tessera::cuda::ptx {
+
+/// Starts to copy the box at (x0, x1, x2, x3) of the tensor that `map` (a CUtensorMap in parameter
+/// space) describes to shared memory; arrives with its bytes at `barrier`. What lies outside of the
+/// tensor becomes zero.
+__device__ __forceinline__ void tma_load(std::uint32_t to, const void* map, std::uint32_t barrier,
+                                         int x0, int x1, int x2, int x3) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%3, %4, %5, %6}], [%2];\n"
+      :
+      : "r"(to), "l"(map), "r"(barrier), "r"(x0), "r"(x1), "r"(x2), "r"(x3)
+      : "memory");
+}
+
+/// Fetches a tensor map ahead of its first use.
+__device__ __forceinline__ void tma_prefetch(const void* map) {
+  asm volatile("prefetch.tensormap [%0];\n" : : "l"(map) : "memory");
+}
+
+/// What this thread has done with shared memory comes before what the copy engine and wgmma do
+/// after a barrier.
+__device__ __forceinline__ void proxy_fence() {
+  asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");
+}
+
+}  // namespace tessera::cuda::ptx

@@ -1,0 +1,232 @@
+// The warpgroups that multiply. See forward.cuh.
+#pragma once
+
+#include "cuda/algo/score_tile.cuh"
+#include "cuda/algo/softmax.cuh"
+#include "cuda/algo/uniform.cuh"
+#include "cuda/ptx/barrier.cuh"
+#include "cuda/ptx/tma.cuh"
+#include "cuda/sm90/pipeline.cuh"
+#include "cuda/sm90/store.cuh"
+
+namespace tessera::cuda::sm90 {
+
+/// One warpgroup: 64 rows of each of the block's tiles of queries.
+template <ForwardConfig C>
+class Consumer {
+  using Traits = ForwardTraits<C>;
+  using T = typename Traits::T;
+  using Rules = ScoreTile<T, 1, Traits::kScoreTiles>;
+  using Softmax = OnlineSoftmax<T, 1>;
+  using Scores = typename Rules::Scores;
+  using Weights = typename Rules::Weights;
+
+ public:
+  /// `group`: 0 for the first consumer, which is the block's second warpgroup.
+  __device__ Consumer(const Parameters& p, const SharedMemory<C>& shared, int group)
+      : p_(p), shared_(shared), group_(group), scored_(C.extras && Rules::needed(p)) {}
+
+  /// Each step starts the product of the next scores, then that of the last weights, and computes
+  /// the next weights while the latter runs.
+  __device__ __forceinline__ void run() {
+    if (group_ == Traits::kConsumers - 1) pass_turn();
+    for (Message now = receive(); !now.none(); now = receive()) {
+      const GroupWork work = receive_work();
+      Registers r;
+      Softmax softmax(factor());
+      ptx::wgmma_fence();
+      start_scores(r);
+      finish_scores<0>(r, now);
+      weigh(r, softmax, now, work);
+      softmax.pack(r.s, r.weights);
+      while (now.has(Message::more)) {
+        const Message next = receive();
+        wait_turn();
+        ptx::wgmma_fence();
+        start_scores(r);
+        start_output(r, now, work);
+        pass_turn();
+        finish_scores<1>(r, next);
+        const bool raised = weigh(r, softmax, next, work);
+        finish_output(r);
+        if (raised) rescale(r);
+        softmax.pack(r.s, r.weights);
+        now = next;
+      }
+      ptx::wgmma_fence();
+      start_output(r, now, work);
+      finish_output(r);
+      store(r, softmax, work);
+    }
+  }
+
+ private:
+  /// This warpgroup's part of a tile of queries.
+  struct GroupWork : Work {
+    Range whole;  ///< Keys that all of its rows see.
+  };
+
+  /// What the products read and write.
+  struct Registers {
+    Scores s;
+    Weights weights;
+    float o[1][Traits::kOutTiles][4] = {};
+    float by[2];  ///< What o is to be multiplied by after its product.
+  };
+
+  /// Weights in place of scores; whether o has to be rescaled.
+  __device__ __forceinline__ bool weigh(Registers& r, Softmax& softmax, const Message& visit,
+                                        const GroupWork& work) const {
+    score(r.s, visit, work);
+    const bool raised = softmax.prepare(r.s, r.by);
+    softmax.exponentiate(r.s);
+    return raised;
+  }
+
+  /// Waits for the next Q.
+  __device__ __forceinline__ GroupWork receive_work() {
+    ptx::mbarrier_wait(shared_.q_full(q_.stage, group_), q_.parity);
+    GroupWork work{shared_.read_work(q_.stage), {}};
+    const int begin = work.tile.begin += group_ * kGroupRows;
+    const int end = min(begin + kGroupRows, work.sequence.q_len);
+    work.whole = common_keys(p_, work.sequence, begin, end);
+    return work;
+  }
+
+  /// Waits for the next K.
+  __device__ __forceinline__ Message receive() {
+    ptx::mbarrier_wait(shared_.k_full(k_.stage), k_.parity);
+    return shared_.read(k_.stage);
+  }
+
+  /// S [64 × tile_n] = Q Kᵀ.
+  __device__ __forceinline__ void start_scores(Registers& r) {
+    start_rows<T>(r.s[0], shared_.q(q_.stage, group_), shared_.k(k_.stage));
+    ptx::wgmma_commit();
+  }
+
+  /// Then K may be overwritten, and behind its last key tile Q.
+  template <int kPending>
+  __device__ __forceinline__ void finish_scores(Registers& r, const Message& visit) {
+    ptx::wgmma_wait<kPending>();
+    ptx::hold(r.s[0]);
+    release(shared_.k_empty(k_.stage));
+    k_.advance();
+    if (!visit.has(Message::more)) {
+      release(shared_.q_empty(q_.stage, group_));
+      q_.advance();
+    }
+  }
+
+  /// O [64 × Dv] += P V.
+  __device__ __forceinline__ void start_output(Registers& r, const Message& visit,
+                                               const GroupWork& work) {
+    const Sequence& sequence = work.sequence;
+    ptx::mbarrier_wait(shared_.v_full(v_.stage), v_.parity);
+    const bool behind = visit.begin() + C.tile_n > sequence.kv_len &&
+                        sequence.kv_begin + sequence.kv_len < p_.seq_kv;
+    if (behind || !visit.has(Message::whole)) clear_unused(visit, sequence.kv_len);
+    start_registers<T>(r.o[0], r.weights[0], shared_.v(v_.stage));
+    ptx::wgmma_commit();
+  }
+
+  __device__ __forceinline__ void finish_output(Registers& r) {
+    ptx::wgmma_wait<0>();
+    ptx::hold(r.o[0]);
+    release(shared_.v_empty(v_.stage));
+    v_.advance();
+  }
+
+  /// Rows of V behind the last used key and of unlisted blocks may hold anything: they become zero,
+  /// so that 0 · v is 0. All consumers write the same zeros.
+  __device__ __forceinline__ void clear_unused(const Message& visit, int kv_len) const {
+    using Tile = typename Traits::VTile;
+    const Tile v = shared_.v(v_.stage);
+    unsigned thread = threadIdx.x;
+    ptx::make_opaque(thread);  // the rare path
+#pragma unroll 1
+    for (int x = static_cast<int>(thread % kGroupThreads); x < Tile::kRows * Tile::kRowVectors;
+         x += kGroupThreads) {
+      const int row = x / Tile::kRowVectors;
+      const bool used = visit.begin() + row < kv_len &&
+                        (visit.has(Message::whole) || (visit.listed >> (row / kGranule) & 1u) != 0);
+      if (!used) ptx::store_shared_16(v.at(row, x % Tile::kRowVectors), 0, 0, 0, 0);
+    }
+    ptx::proxy_fence();
+    ptx::sync_group(kGroupBarrier + group_, kGroupThreads);
+  }
+
+  /// From q · k to what the softmax takes.
+  __device__ __forceinline__ void score(Scores& s, const Message& visit,
+                                        const GroupWork& work) const {
+    const Rules rules(p_, work.sequence, work.tile.b, work.tile.h,
+                      work.tile.begin - (group_ + 1) * kGroupRows);
+    if constexpr (C.extras) {
+      if (scored_) rules.score(s, visit.begin());
+    }
+    if (!visit.has(Message::full)) rules.mask_blocks(s, visit.begin());
+    if (visit.begin() < work.whole.begin || visit.begin() + C.tile_n > work.whole.end) {
+      rules.mask_positions(s, visit.begin());
+    }
+  }
+  __device__ __forceinline__ float factor() const { return scored_ ? 1.0f : p_.scale * kLog2e; }
+
+  __device__ __forceinline__ static void rescale(Registers& r) {
+#pragma unroll
+    for (int n = 0; n < Traits::kOutTiles; ++n) {
+#pragma unroll
+      for (int at = 0; at < 4; ++at) r.o[0][n][at] *= r.by[at / 2];
+    }
+  }
+
+  /// Divides by the row sums, and stores o and lse of every row that exists.
+  __device__ __forceinline__ void store(const Registers& r, const Softmax& softmax,
+                                        const GroupWork& work) const {
+    const int warp = static_cast<int>(threadIdx.x % kGroupThreads / kWarpSize);
+    const int lane = static_cast<int>(threadIdx.x % kWarpSize);
+    const float sink = C.extras && p_.sink != nullptr ? p_.sink[work.tile.h] : minus_infinity();
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int i = work.tile.begin + 16 * warp + 8 * half + lane / 4;
+      auto [scale, lse] = softmax.finish(0, half, sink);
+      const bool used = i < work.sequence.q_len;
+      const bool exists = i < work.sequence.q_rows;
+      if (!used) lse = minus_infinity();
+      const int token = work.sequence.q_begin + i;
+      if (p_.lse.data != nullptr && lane % 4 == 0 && exists) {
+        *scalar_of(p_.lse, work.tile.b, work.tile.h, token) = lse;
+      }
+      std::uint32_t words[Traits::kOutTiles];
+#pragma unroll
+      for (int n = 0; n < Traits::kOutTiles; ++n) {
+        const float(&x)[4] = r.o[0][n];
+        words[n] = used ? ptx::pack<T>(x[2 * half] * scale, x[2 * half + 1] * scale) : 0;
+      }
+      T* row = exists ? row_of<T>(p_.o, work.tile.b, work.tile.h, token) : nullptr;
+      store_row(row, words, p_.head_dim_v, !C.extras || p_.o.vectors);
+    }
+  }
+
+  /// Consumers start their products in turns, so that one's exponentials run while another
+  /// multiplies.
+  __device__ __forceinline__ void wait_turn() const {
+    ptx::sync_group(kTurnBarrier + group_, 2 * kGroupThreads);
+  }
+  __device__ __forceinline__ void pass_turn() const {
+    const int next = group_ + 1 == Traits::kConsumers ? 0 : group_ + 1;
+    ptx::arrive_group(kTurnBarrier + next, 2 * kGroupThreads);
+  }
+
+  __device__ __forceinline__ static void release(std::uint32_t barrier) {
+    if (threadIdx.x % kWarpSize == 0) ptx::mbarrier_arrive(barrier);
+  }
+
+  const Parameters& p_;
+  const SharedMemory<C>& shared_;
+  const int group_;
+  const bool scored_;  ///< Scores take more than a scale.
+  Ring<C.q_stages> q_;
+  Ring<C.stages> k_, v_;
+};
+
+}  // namespace tessera::cuda::sm90

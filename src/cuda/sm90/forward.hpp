@@ -1,0 +1,86 @@
+// The forward kernels of row cuda_sm90: which there are, and how one is chosen.
+#pragma once
+
+#include <cuda.h>
+#include <cuda_runtime.h>
+
+#include <memory>
+#include <span>
+#include <string>
+
+#include "core/registry.hpp"
+#include "cuda/algo/parameters.hpp"
+#include "cuda/host/launch.hpp"
+
+namespace tessera::cuda::sm90 {
+
+/// How a block works (forward.cuh).
+struct ForwardConfig {
+  DType dtype;
+  int head_dim, head_dim_v;  ///< Padded sizes: smaller ones are zero-filled in shared memory.
+  int tile_m, tile_n;        ///< Queries of a block, 64 for each warpgroup; keys of one step.
+  int q_stages;              ///< Query tiles in shared memory: 2 to have the next one in time.
+  int stages;                ///< Key tiles in shared memory.
+  bool extras;  ///< Softcap, bias, ALiBi, boolean mask, sink, scale ≤ 0; any strides.
+
+  constexpr int warpgroups() const { return tile_m / 64; }  ///< That multiply.
+  /// Columns of a panel of a tile (SharedTile).
+  constexpr int panel() const { return head_dim % 64 == 0 && head_dim_v % 64 == 0 ? 64 : 32; }
+  /// Tiles, and at the end barriers and messages (forward.cuh).
+  constexpr std::size_t shared_bytes() const {
+    return 2 * (q_stages * tile_m * head_dim + stages * tile_n * (head_dim + head_dim_v)) + 1024;
+  }
+};
+
+/// Q, K and V as the copy engine sees them.
+struct TensorMaps {
+  CUtensorMap q, k, v;
+};
+
+/// In which order the tiles of queries are gone through. Key heads of all sequences in a row
+/// (planes) come in sections whose K and V fit the L2 cache; within a section the last tiles of all
+/// its heads come first: under a causal mask these have the most work.
+struct Schedule {
+  int tiles;     ///< Of a sequence; packed: of a head.
+  int works;     ///< Tiles of all heads.
+  int section;   ///< Planes of a section.
+  int* counter;  ///< Counts works that were taken; null: blocks do not count.
+};
+
+/// A compiled kernel.
+struct ForwardVariant {
+  ForwardConfig config;
+  /// `maps` null: threads copy instead of the engine; `extras` only.
+  /// `counter`: memory for the schedule's.
+  Status (*enqueue)(const Parameters& p, const TensorMaps* maps, int* counter,
+                    const DeviceInfo& device, cudaStream_t stream);
+};
+
+/// Those of one head dim (one source file each), most preferred first.
+std::span<const ForwardVariant> forward_d64();
+std::span<const ForwardVariant> forward_d96();
+std::span<const ForwardVariant> forward_d128();
+std::span<const ForwardVariant> forward_d192();
+std::span<const ForwardVariant> forward_d256();
+
+class Forward final : public CudaKernel {
+ public:
+  /// `general`: for tensors that the copy engine cannot read.
+  Forward(const Problem& problem, const ForwardVariant& variant, const ForwardVariant& general)
+      : CudaKernel(problem), variant_(variant), general_(general) {}
+  std::string config() const override;
+  std::size_t workspace_bytes() const override { return sizeof(int); }
+
+ protected:
+  Status enqueue(const Arguments& arguments, cudaStream_t stream) const override;
+
+ private:
+  const ForwardVariant& variant_;
+  const ForwardVariant& general_;
+};
+
+/// Empty if there is a kernel for the forward pass of a problem, else why not.
+std::string reject_forward(const Problem& problem);
+std::unique_ptr<Kernel> make_forward(const Problem& problem);
+
+}  // namespace tessera::cuda::sm90

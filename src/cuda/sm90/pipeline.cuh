@@ -1,0 +1,222 @@
+// What the warpgroups of a block share: tiles, barriers and messages in shared memory.
+#pragma once
+
+#include "cuda/algo/block_walk.cuh"
+#include "cuda/algo/element.cuh"
+#include "cuda/algo/uniform.cuh"
+#include "cuda/ptx/mbarrier.cuh"
+#include "cuda/ptx/shared.cuh"
+#include "cuda/sm90/forward.hpp"
+#include "cuda/tile/group_products.cuh"
+#include "cuda/tile/shared_tile.cuh"
+
+namespace tessera::cuda::sm90 {
+
+/// Everything about a config that is known when compiling.
+template <ForwardConfig C>
+struct ForwardTraits {
+  using T = typename ElementOf<C.dtype>::Type;
+  static constexpr int kConsumers = C.warpgroups();
+  static constexpr int kThreads = (1 + kConsumers) * kGroupThreads;
+  static constexpr int kScoreTiles = C.tile_n / 8;
+  static constexpr int kOutTiles = C.head_dim_v / 8;
+  /// Registers of a thread. A block starts with as many for all as 65536 allow, in steps of 8.
+  static constexpr int kProducerRegisters = kConsumers == 3 ? 32 : 40;
+  static constexpr int kConsumerRegisters = kConsumers == 3 ? 160 : 232;
+  static_assert(C.tile_m == kConsumers * kGroupRows && C.tile_n % 16 == 0);
+  static_assert(kConsumers == 2 || kConsumers == 3);
+
+  using QTile = SharedTile<T, kGroupRows, C.head_dim>;  ///< One for each consumer.
+  using KTile = SharedTile<T, C.tile_n, C.head_dim>;
+  using VTile = SharedTile<T, C.tile_n, C.head_dim_v>;
+};
+
+/// What the producer says about a key tile, in the same stage.
+struct Message {
+  static constexpr int kNone = -1;
+  enum Flag { more = 1, full = 2, whole = 4 };
+
+  int word = kNone;       ///< First key (a multiple of 16) and flags; kNone: nothing to visit.
+  unsigned listed = ~0u;  ///< As in Visit, for tiles that are not whole.
+
+  __device__ bool none() const { return word == kNone; }
+  __device__ int begin() const { return word & ~15; }
+  __device__ bool has(Flag flag) const { return (word & flag) != 0; }
+};
+
+/// A tile of queries that has keys to visit; with Q in shared memory.
+struct Work {
+  TileIndex tile;
+  Sequence sequence;
+};
+
+/// Named barriers: one of each consumer, one of the producer's, then the consumers' turns.
+inline constexpr int kGroupBarrier = 1;
+inline constexpr int kProducerBarrier = 4;
+inline constexpr int kTurnBarrier = 5;
+
+/// Position in a ring of stages, and the parity of the phases that its barriers go through there.
+template <int kStages>
+struct Ring {
+  int stage = 0;
+  unsigned parity = 0;
+
+  __device__ __forceinline__ void advance() {
+    if (++stage == kStages) {
+      stage = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+/// Where everything is: tiles first, then barriers, then messages.
+template <ForwardConfig C>
+class SharedMemory {
+  using Traits = ForwardTraits<C>;
+  static constexpr int kGroups = Traits::kConsumers;
+  static constexpr int kQ = C.q_stages * kGroups;
+  static constexpr int kTileBytes = C.q_stages * kGroups * Traits::QTile::kBytes +
+                                    C.stages * (Traits::KTile::kBytes + Traits::VTile::kBytes);
+  static constexpr int kBarriers = 2 * kQ + 4 * C.stages;
+  static constexpr int kMessages = (kBarriers * ptx::kMbarrierBytes + 15) / 16 * 16;
+  static constexpr int kMessageBytes = 8;
+  static constexpr int kWorkBytes = 48;
+  static_assert(kTileBytes + kMessages + C.stages * kMessageBytes + C.q_stages * kWorkBytes <=
+                C.shared_bytes());
+
+ public:
+  __device__ explicit SharedMemory(std::uint32_t base) : base_(base) {}
+
+  __device__ __forceinline__ typename Traits::QTile q(int stage, int group) const {
+    return {base_ + (stage * kGroups + group) * Traits::QTile::kBytes};
+  }
+  __device__ __forceinline__ typename Traits::KTile k(int stage) const {
+    return {base_ + kQ * Traits::QTile::kBytes + stage * Traits::KTile::kBytes};
+  }
+  __device__ __forceinline__ typename Traits::VTile v(int stage) const {
+    return {k(C.stages).base + stage * Traits::VTile::kBytes};
+  }
+
+  __device__ __forceinline__ std::uint32_t q_full(int stage, int group) const {
+    return barrier(stage * kGroups + group);
+  }
+  __device__ __forceinline__ std::uint32_t q_empty(int stage, int group) const {
+    return barrier(kQ + stage * kGroups + group);
+  }
+  __device__ __forceinline__ std::uint32_t k_full(int stage) const { return in_stage(0, stage); }
+  __device__ __forceinline__ std::uint32_t k_empty(int stage) const { return in_stage(1, stage); }
+  __device__ __forceinline__ std::uint32_t v_full(int stage) const { return in_stage(2, stage); }
+  __device__ __forceinline__ std::uint32_t v_empty(int stage) const { return in_stage(3, stage); }
+
+  __device__ __forceinline__ void write(int stage, const Message& message) const {
+    ptx::store_shared_8(message_address(stage), message.word, message.listed);
+  }
+  /// Whole warps call it.
+  __device__ __forceinline__ Message read(int stage) const {
+    std::uint32_t words[2];
+    ptx::load_shared_8(words, message_address(stage));
+    return {uniform(static_cast<int>(words[0])), words[1]};
+  }
+
+  __device__ __forceinline__ void write(int q_stage, const Work& work) const {
+    const TileIndex& t = work.tile;
+    const Sequence& s = work.sequence;
+    const std::uint32_t to = work_address(q_stage);
+    ptx::store_shared_16(to, t.b, t.h, t.begin, s.shift);
+    ptx::store_shared_16(to + 16, s.q_begin, s.q_rows, s.q_len, s.kv_begin);
+    ptx::store_shared_8(to + 32, s.kv_rows, s.kv_len);
+  }
+  /// Whole warps call it.
+  __device__ __forceinline__ Work read_work(int q_stage) const {
+    std::uint32_t w[2][4], v[2];
+    const std::uint32_t from = work_address(q_stage);
+    ptx::load_shared_16(w[0], from);
+    ptx::load_shared_16(w[1], from + 16);
+    ptx::load_shared_8(v, from + 32);
+    const auto word = [](std::uint32_t x) { return uniform(static_cast<int>(x)); };
+    return {{word(w[0][0]), word(w[0][1]), word(w[0][2])},
+            {word(w[1][0]), word(w[1][3]), word(w[1][1]), word(v[0]), word(w[1][2]), word(v[1]),
+             word(w[0][3])}};
+  }
+
+  /// One thread calls it, before all others are let on. Whoever empties arrives once a warp.
+  __device__ void initialise() const {
+    constexpr int kGroupWarps = kGroupThreads / kWarpSize;
+    for (int q = 0; q < kQ; ++q) {
+      ptx::mbarrier_init(q_full(0, q), 1);
+      ptx::mbarrier_init(q_empty(0, q), kGroupWarps);
+    }
+    for (int stage = 0; stage < C.stages; ++stage) {
+      ptx::mbarrier_init(k_full(stage), 1);
+      ptx::mbarrier_init(v_full(stage), 1);
+      ptx::mbarrier_init(k_empty(stage), kGroups * kGroupWarps);
+      ptx::mbarrier_init(v_empty(stage), kGroups * kGroupWarps);
+    }
+    ptx::mbarrier_init_fence();
+  }
+
+ private:
+  __device__ __forceinline__ std::uint32_t barrier(int n) const {
+    return base_ + kTileBytes + n * ptx::kMbarrierBytes;
+  }
+  __device__ __forceinline__ std::uint32_t in_stage(int kind, int stage) const {
+    return barrier(2 * kQ + kind * C.stages + stage);
+  }
+  __device__ __forceinline__ std::uint32_t message_address(int stage) const {
+    return base_ + kTileBytes + kMessages + C.q_stages * kWorkBytes + stage * kMessageBytes;
+  }
+  __device__ __forceinline__ std::uint32_t work_address(int q_stage) const {
+    return base_ + kTileBytes + kMessages + q_stage * kWorkBytes;
+  }
+
+  std::uint32_t base_;
+};
+
+/// Work `x` of the schedule; b = −1: there is none.
+template <ForwardConfig C>
+__device__ inline TileIndex locate_work(const Parameters& p, const Schedule& schedule, int x) {
+  TileIndex tile;
+  if (p.varlen) {
+    const int rest = x / p.group;
+    tile.h = rest / schedule.tiles * p.group + x % p.group;
+    if (!locate_tile<Side::queries>(p, rest % schedule.tiles, C.tile_m, tile)) tile.b = -1;
+    return tile;
+  }
+  const int size = schedule.section * schedule.tiles * p.group;
+  const int first = x / size * schedule.section;
+  const int heads = min(schedule.section, p.batch * p.heads_kv - first) * p.group;
+  const int in_section = x % size;
+  const int plane = first + in_section % heads / p.group;
+  tile.b = plane / p.heads_kv;
+  tile.h = plane % p.heads_kv * p.group + in_section % p.group;
+  tile.begin = (schedule.tiles - 1 - in_section / heads) * C.tile_m;
+  return tile;
+}
+
+/// The works of one block. With a counter: whichever is next when the block gets to it, the longest
+/// first, so that blocks end together. Without: every gridDim-th. Whole warps call it.
+class BlockWorks {
+ public:
+  __device__ explicit BlockWorks(const Schedule& schedule)
+      : works_(schedule.works), counter_(schedule.counter), next_(static_cast<int>(blockIdx.x)) {}
+
+  /// −1 at the end.
+  __device__ __forceinline__ int next() {
+    const int x = uniform(next_);
+    if (x >= works_) return -1;
+    if (counter_ == nullptr) {
+      next_ += static_cast<int>(gridDim.x);
+    } else {
+      // Fetched one work ahead; the other lanes' 0 does not matter to uniform.
+      next_ = threadIdx.x == 0 ? atomicAdd(counter_, 1) + static_cast<int>(gridDim.x) : 0;
+    }
+    return x;
+  }
+
+ private:
+  int works_;
+  int* counter_;
+  int next_;
+};
+
+}  // namespace tessera::cuda::sm90

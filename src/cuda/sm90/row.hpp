@@ -1,0 +1,10 @@
+// Kernels for Hopper: wgmma, the copy engine, specialised warps.
+#pragma once
+
+#include "core/registry.hpp"
+
+namespace tessera::cuda::sm90 {
+
+extern const Row kSm90Row;
+
+}  // namespace tessera::cuda::sm90

@@ -1,0 +1,74 @@
+// From accumulators to global memory, 16 bytes at a time.
+#pragma once
+
+#include "cuda/algo/score.cuh"
+#include "cuda/algo/sequence.cuh"
+
+namespace tessera::cuda::sm90 {
+
+/// Four lanes have word t of each of four vectors; afterwards lane t has all words of vector t.
+__device__ __forceinline__ void transpose_quad(std::uint32_t (&w)[4]) {
+#pragma unroll
+  for (int step = 1; step < 4; step *= 2) {
+    const bool high = (threadIdx.x & step) != 0;
+#pragma unroll
+    for (int pair = 0; pair < 2; ++pair) {
+      const int low = step == 1 ? 2 * pair : pair;
+      const std::uint32_t sent = high ? w[low] : w[low + step];
+      const std::uint32_t got = __shfl_xor_sync(~0u, sent, step);
+      (high ? w[low] : w[low + step]) = got;
+    }
+  }
+}
+
+/// Stores a row of `columns` elements that four lanes have, word t of each vector of 8 elements in
+/// lane t; `row` null: there is none. Whole warps call it, 8 rows each.
+template <typename T, int kTiles>
+__device__ __forceinline__ void store_row(T* row, const std::uint32_t (&words)[kTiles], int columns,
+                                          bool vectors) {
+  static_assert(kTiles % 4 == 0);
+  const int t = static_cast<int>(threadIdx.x % 4);
+  if (!vectors) {
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+      const auto* elements = reinterpret_cast<const T*>(&words[n]);
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const int column = 8 * n + 2 * t + e;
+        if (row != nullptr && column < columns) row[column] = elements[e];
+      }
+    }
+    return;
+  }
+#pragma unroll
+  for (int n = 0; n < kTiles; n += 4) {
+    std::uint32_t w[4] = {words[n], words[n + 1], words[n + 2], words[n + 3]};
+    transpose_quad(w);
+    const int column = 8 * (n + t);
+    if (row != nullptr && column < columns) {
+      *reinterpret_cast<uint4*>(row + column) = {w[0], w[1], w[2], w[3]};
+    }
+  }
+}
+
+/// Stores what queries give that see no key: zeros, and the sink as lse. One warp's work.
+template <int kRows>
+__device__ inline void store_unattended(const Parameters& p, const TileIndex& tile,
+                                        const Sequence& sequence, bool sinks) {
+  using Bits = std::uint16_t;  // of a 16-bit zero
+  if (threadIdx.x >= kWarpSize) return;
+  const int lane = static_cast<int>(threadIdx.x);
+  const int end = min(tile.begin + kRows, sequence.q_rows);
+  const float sink = sinks && p.sink != nullptr ? p.sink[tile.h] : minus_infinity();
+#pragma unroll 1
+  for (int i = tile.begin; i < end; ++i) {
+    Bits* row = row_of<Bits>(p.o, tile.b, tile.h, sequence.q_begin + i);
+    for (int column = lane; column < p.head_dim_v; column += kWarpSize) row[column] = 0;
+    if (lane == 0 && p.lse.data != nullptr) {
+      *scalar_of(p.lse, tile.b, tile.h, sequence.q_begin + i) =
+          i < sequence.q_len ? sink : minus_infinity();
+    }
+  }
+}
+
+}  // namespace tessera::cuda::sm90
