@@ -18,7 +18,8 @@ class TESSERA_API Executor {
 
   /// Calls `task(context, i)` exactly once for each i in [0, count) and returns when all calls have
   /// returned. Tasks may run in any order, at the same time or one after another; Tessera's are
-  /// correct either way. Tasks do not throw. May be called from many threads at once.
+  /// correct either way. Tasks do not throw. May be called from many threads at once; not called
+  /// for work that makes a single task, which the caller's thread does.
   virtual void parallel(int count, void (*task)(void* context, int index), void* context) = 0;
 };
 

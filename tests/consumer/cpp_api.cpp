@@ -8,7 +8,7 @@ namespace {
 
 class SerialExecutor final : public tessera::Executor {
  public:
-  int concurrency() const override { return 1; }
+  int concurrency() const override { return 2; }
   void parallel(int count, void (*task)(void* context, int index), void* context) override {
     for (int i = 0; i < count; ++i) task(context, i);
     calls_ += 1;
@@ -34,9 +34,10 @@ void require(bool condition, const char* what) {
 }  // namespace
 
 int main() {
-  std::vector<float> values(64 * 16, 0.5f), o(64 * 16), lse(64), gradients(3 * 64 * 16);
+  constexpr std::size_t kSize = 4 * 64 * 16;  // four heads: work for both tasks
+  std::vector<float> values(kSize, 0.5f), o(kSize), lse(4 * 64), gradients(3 * kSize);
   const auto view = [](std::vector<float>& data, std::size_t at = 0) {
-    return tessera::TensorView::contiguous(data.data() + at, tessera::DType::f32, {1, 1, 64, 16});
+    return tessera::TensorView::contiguous(data.data() + at, tessera::DType::f32, {1, 4, 64, 16});
   };
   const auto mask = tessera::BlockMask::causal({64, 64, 16, 16});
   require(mask.status());
@@ -49,7 +50,7 @@ int main() {
   inputs.block_mask = &mask_view;
   tessera::Outputs outputs;
   outputs.o = view(o);
-  outputs.lse = tessera::TensorView::contiguous(lse.data(), tessera::DType::f32, {1, 1, 64});
+  outputs.lse = tessera::TensorView::contiguous(lse.data(), tessera::DType::f32, {1, 4, 64});
   SerialExecutor executor;
   tessera::PlanOptions options;
   options.backward = true;
@@ -66,8 +67,8 @@ int main() {
   d_outputs.d_o = view(values);
   tessera::InputGradients d_inputs;
   d_inputs.d_q = view(gradients);
-  d_inputs.d_k = view(gradients, 64 * 16);
-  d_inputs.d_v = view(gradients, 2 * 64 * 16);
+  d_inputs.d_k = view(gradients, kSize);
+  d_inputs.d_v = view(gradients, 2 * kSize);
   options.executor = nullptr;
   require(tessera::attention_backward(attention, inputs, outputs, d_outputs, d_inputs, options));
 
