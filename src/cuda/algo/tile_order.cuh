@@ -29,8 +29,8 @@ __device__ inline int tile_of_block(const Parameters& p, int number, int per_hea
   return rest % per_head;
 }
 
-/// The tile of queries of this block, in a grid of equal numbers of tiles of every query head; false
-/// if there is no such tile.
+/// The tile of queries of this block, in a grid of equal numbers of tiles of every query head;
+/// false if there is no such tile.
 __device__ inline bool locate_block(const Parameters& p, int tile_m, TileIndex& tile) {
   const int per_head = static_cast<int>(gridDim.x) / p.heads_q;
   const int block = static_cast<int>(blockIdx.x);

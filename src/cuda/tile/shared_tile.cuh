@@ -47,7 +47,7 @@ struct SharedTile {
 template <int kThreads, typename T, int kRows, int kCols>
 __device__ __forceinline__ void copy_vectors(const SharedTile<T, kRows, kCols>& tile, const T* rows,
                                              std::int64_t stride, int row0, int count, int columns,
-                                             unsigned listed, unsigned thread) {
+                                             unsigned listed, unsigned thread = threadIdx.x) {
   using Tile = SharedTile<T, kRows, kCols>;
   constexpr int kPassRows = kThreads / Tile::kPanelVectors;  // rows that the threads span
   static_assert(kPassRows % 8 == 0, "passes share a swizzle");
