@@ -49,21 +49,38 @@ __device__ inline MaskLines mask_lines(const Parameters& p, int b, int h) {
 
 /// Goes through the tiles of `kInnerTile` rows along the inner axis that the outer tile
 /// [outer.begin, outer.end) has to visit, in ascending order, within `range`. Whole warps call it
-/// together, each on its own: with a block mask, lane l follows line l of those that the outer tile
-/// overlaps (at most 32, since lines have at least 16 rows and tiles at most 256).
+/// together, each on its own, and have the entries of the mask shared out over their lanes:
+///   - the outer tile lies in one line, whose blocks are whole tiles (most masks): lane l has the
+///     l-th of 32 entries, so that memory is asked once for 32 of them;
+///   - else: lane l follows line l of those that the outer tile overlaps (at most 32, since lines
+///     have at least 16 rows and tiles at most 256).
 template <Side kOuter, int kInnerTile>
 class BlockWalk {
  public:
   static_assert(kInnerTile % kGranule == 0 && kInnerTile / kGranule <= 32);
 
   __device__ BlockWalk(const Parameters& p, int b, int h, Range outer, Range range)
-      : p_(&p), b_(b), h_(h), at_(range.begin / kInnerTile * kInnerTile), range_end_(range.end) {
+      : p_(&p),
+        b_(b),
+        h_(h),
+        outer_begin_(outer.begin),
+        at_(range.begin / kInnerTile * kInnerTile),
+        range_end_(range.end) {
     if (p.block_mask.row_offsets == nullptr || range.empty()) return;
     const MaskLines lines = mask_lines<kOuter>(p, b, h);
-    const int line = outer.begin / lines.line_size + static_cast<int>(threadIdx.x % kWarpSize);
+    const int lane = static_cast<int>(threadIdx.x % kWarpSize);
+    const int first = outer.begin / lines.line_size;
+    const bool one_line =
+        (outer.end - 1) / lines.line_size == first && lines.block_size % kInnerTile == 0;
+    const int line = first + (one_line ? 0 : lane);
     if (line * lines.line_size < outer.end && line < lines.lines) {
-      entry_ = bounded(lines.offsets[line]);
-      left_ = static_cast<int>(max(bounded(lines.offsets[line + 1]), entry_) - entry_);
+      const std::int64_t entry = bounded(lines.offsets[line]);
+      left_ = static_cast<int>(max(bounded(lines.offsets[line + 1]), entry) - entry);
+    }
+    if (one_line) {
+      skipped_ = lane;
+      left_ -= lane;
+      read_entry(lines);
     }
   }
 
@@ -72,13 +89,70 @@ class BlockWalk {
     if (at_ >= range_end_) return false;
     if (p_->block_mask.row_offsets == nullptr) {
       visit.begin = at_;
-      at_ += kInnerTile;
-      return true;
+    } else if (!(__any_sync(~0u, own_ == kLines) ? next_of_lines(visit) : next_in_line(visit))) {
+      return false;
+    }
+    at_ = visit.begin + kInnerTile;
+    return true;
+  }
+
+  /// How many tiles are left. Ends the walk.
+  __device__ int count() {
+    int tiles = 0;
+    if (own_ == kLines) {
+      for (Visit visit; next(visit);) ++tiles;
+      return tiles;
     }
     const MaskLines lines = mask_lines<kOuter>(*p_, b_, h_);
+    do {
+      const int begin = max(at_, (own_ >> 1) * lines.block_size);
+      const int end = min(range_end_, ((own_ >> 1) + 1) * lines.block_size);
+      if (begin < end) tiles += (end - begin + kInnerTile - 1) / kInnerTile;
+    } while (read_on(lines));
+    return __reduce_add_sync(~0u, tiles);
+  }
+
+ private:
+  /// In one line.
+  __device__ bool next_in_line(Visit& visit) {
+    const MaskLines lines = mask_lines<kOuter>(*p_, b_, h_);
+    do {
+      const unsigned ahead = __ballot_sync(~0u, ((own_ >> 1) + 1) * lines.block_size > at_);
+      if (ahead != 0) {
+        const int entry = __shfl_sync(~0u, own_, __ffs(ahead) - 1);
+        visit.begin = max(at_, (entry >> 1) * lines.block_size);
+        visit.full = entry & 1;
+        return visit.begin < range_end_;
+      }
+    } while (read_on(lines));
+    return false;
+  }
+
+  /// The next 32 entries of the line; false if there are none.
+  __device__ bool read_on(const MaskLines& lines) {
+    if (__all_sync(~0u, left_ <= kWarpSize)) return false;
+    skipped_ += kWarpSize;
+    left_ -= kWarpSize;
+    read_entry(lines);
+    return true;
+  }
+
+  __device__ void read_entry(const MaskLines& lines) {
+    own_ = kNoEntry;
+    if (left_ <= 0) return;
+    const std::int64_t entry = entry_at(lines, 0);
+    own_ = block(lines, entry) << 1 | (full(lines, entry) ? 1 : 0);
+  }
+
+  __device__ bool next_of_lines(Visit& visit) {
+    const MaskLines lines = mask_lines<kOuter>(*p_, b_, h_);
+    const int lane = static_cast<int>(threadIdx.x % kWarpSize);
     const int size = lines.block_size;
-    for (; left_ > 0 && (block(lines, entry_) + 1) * size <= at_; --left_) ++entry_;
-    int first = left_ > 0 ? max(at_, block(lines, entry_) * size) : kUnbounded;
+    const std::int64_t begin_of_line = left_ > 0 ? entry_at(lines, lane) - skipped_ : 0;
+    for (; left_ > 0 && (block(lines, begin_of_line + skipped_) + 1) * size <= at_; --left_) {
+      ++skipped_;
+    }
+    int first = left_ > 0 ? max(at_, block(lines, begin_of_line + skipped_) * size) : kUnbounded;
     first = __reduce_min_sync(~0u, first);
     if (first >= range_end_) return false;
     first = first / kInnerTile * kInnerTile;
@@ -87,7 +161,7 @@ class BlockWalk {
     unsigned listed = 0;
     int uncovered = first;  // rows before it are covered by full blocks of this lane's line
     for (int ahead = 0; ahead < left_; ++ahead) {
-      const std::int64_t e = entry_ + ahead;
+      const std::int64_t e = begin_of_line + skipped_ + ahead;
       const int begin = block(lines, e) * size;
       if (begin >= last) break;
       if (begin + size <= first) continue;
@@ -98,11 +172,13 @@ class BlockWalk {
     }
     visit.full = __reduce_min_sync(~0u, left_ < 0 || uncovered >= last ? 1 : 0);
     visit.listed = __reduce_or_sync(~0u, listed);
-    at_ = first + kInnerTile;
     return true;
   }
 
- private:
+  /// The lane's entry of the line that is `line` lines behind the outer tile's first.
+  __device__ std::int64_t entry_at(const MaskLines& lines, int line) const {
+    return bounded(lines.offsets[outer_begin_ / lines.line_size + line]) + skipped_;
+  }
   __device__ std::int64_t bounded(std::int64_t entry) const {
     return min(max(entry, static_cast<std::int64_t>(0)), p_->block_mask.entries);
   }
@@ -116,11 +192,17 @@ class BlockWalk {
     return p_->block_mask.bits_index[entry] < 0;
   }
 
+  static constexpr int kNoEntry = -2;  ///< Of block −1, which ends in front of everything.
+  static constexpr int kLines = -4;    ///< Lanes have lines, not entries of one.
+
   const Parameters* p_;
-  int b_, h_;
+  int b_, h_, outer_begin_;
   int at_, range_end_;
-  std::int64_t entry_ = 0;  ///< The first of the lane's line that ends behind at_.
-  int left_ = -1;           ///< Entries from there to the end of the line; −1: no line.
+  /// One line: entries of it before the lane's, which is `own_`: block << 1 | full. Else entries of
+  /// the lane's line before the first that ends behind at_.
+  int skipped_ = 0;
+  int left_ = -1;  ///< Entries from there to the end of the line; −1: no line.
+  int own_ = kLines;
 };
 
 /// What the block mask says of one granule: 16 × 16 elements whose first indices are multiples of

@@ -14,6 +14,9 @@ inline constexpr int kUnbounded = 1 << 30;
 /// Longest sequence that kernels index with int.
 inline constexpr std::int64_t kMaxSequence = std::int64_t{1} << 29;
 
+/// Of the matrix of scores: whose rows a kernel's tiles are.
+enum class Side { queries, keys };
+
 /// q, k, v, o or a gradient of theirs: row (b, h, token) begins at
 /// data + b · stride_b + h · stride_h + token · stride_s, its elements are adjacent. Packed tensors
 /// have stride_b = 0 and count tokens across sequences.

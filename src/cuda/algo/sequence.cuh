@@ -54,8 +54,6 @@ inline std::int64_t tiles_per_head(const Parameters& p, int seq, int rows) {
   return p.varlen ? whole + p.batch + 1 : whole * p.batch;
 }
 
-enum class Side { queries, keys };
-
 /// Tile `x` of tiles_per_head tiles: its sequence and first row; false if there is no such tile.
 /// Within a sequence tiles come last first: under a causal mask these have the most work on the
 /// query side, and starting them early evens out the end of the grid. Called by whole warps.

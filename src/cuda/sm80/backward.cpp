@@ -7,6 +7,7 @@
 #include "cuda/algo/gradient_passes.hpp"
 #include "cuda/generic/generic.hpp"
 #include "cuda/host/parameters.hpp"
+#include "cuda/host/tiles.hpp"
 
 namespace tessera::cuda::sm80 {
 namespace {
@@ -35,6 +36,10 @@ const BackwardVariant* choose(const Problem& problem) {
   return nullptr;
 }
 
+std::size_t aligned(std::size_t bytes) {
+  return (bytes + kAlignment - 1) / kAlignment * kAlignment;
+}
+
 /// Query tiles of one head, as tiles_per_head counts them.
 std::int64_t query_tiles(const Problem& problem, int rows) {
   const std::int64_t whole = (problem.seq_q + rows - 1) / rows;
@@ -46,8 +51,26 @@ std::int64_t query_tiles(const Problem& problem, int rows) {
 /// Where things lie in the workspace, in bytes: linear in the number of query rows.
 struct Backward::Workspace {
   std::int64_t tiles;  ///< Query tiles of one head.
-  std::size_t accumulators, turns, ticket, end;
+  std::size_t accumulators, turns, ticket, ended, order, end;
 };
+
+Tiles Backward::tiles() const {
+  return tiles_of(problem_, Side::keys, variant_.config.keys, variant_.config.blocks);
+}
+
+/// Pieces of a key tile where no block mask says otherwise: so many, if the group allows, that
+/// blocks have several waves to even out.
+int Backward::splits() const {
+  constexpr std::int64_t kWaves = 6;
+  if (problem_.block_mask) return 1;
+  const Tiles all = tiles();
+  int splits = 1;
+  while (splits < problem_.group() &&
+         (all.count * splits < kWaves * all.slots || problem_.group() % splits != 0)) {
+    ++splits;
+  }
+  return splits;
+}
 
 Backward::Workspace Backward::workspace() const {
   const BackwardConfig& c = variant_.config;
@@ -55,17 +78,27 @@ Backward::Workspace Backward::workspace() const {
   w.tiles = query_tiles(problem_, c.queries);
   const std::size_t all_tiles = static_cast<std::size_t>(problem_.heads_q) * w.tiles;
   const std::size_t delta = row_scalar_count(problem_) * sizeof(float);
-  w.accumulators = (delta + kAlignment - 1) / kAlignment * kAlignment;
+  w.accumulators = aligned(delta);
   w.turns = w.accumulators + all_tiles * c.queries * c.head_dim * sizeof(float);
-  w.ticket = w.turns + (problem_.deterministic ? all_tiles * sizeof(int) : 0);
-  w.end = w.ticket + (problem_.deterministic ? sizeof(int) : 0);
+  const Tiles all = tiles();
+  const int warps = c.warps_k * c.warps_q;
+  const int pieces = splits();
+  w.ticket = w.turns + (problem_.deterministic ? all_tiles * warps * sizeof(int) : 0);
+  w.ended = w.ticket + (problem_.deterministic ? sizeof(int) : 0);
+  w.order = w.ended + (problem_.deterministic ? all.count * pieces * sizeof(int) : 0);
+  w.order = aligned(w.order);
+  const std::size_t partial = sizeof(float) * c.partial_floats();
+  w.end = w.order;
+  if (takes_order(problem_)) w.end += all.order_bytes() + partial * all.most_split();
+  if (pieces > 1) w.end += partial * all.count * pieces;
   return w;
 }
 
 std::string Backward::config() const {
   const BackwardConfig& c = variant_.config;
-  return fmt::format("tile={}x{} head_dim={} warps={}x{} stages={} shared={}K d_q {}{}", c.keys,
-                     c.queries, c.head_dim, c.warps_k, c.warps_q, c.stages, c.shared_bytes() / 1024,
+  return fmt::format("tile={}x{} head_dim={} warps={}x{} stages={} shared={}K pieces={} d_q {}{}",
+                     c.keys, c.queries, c.head_dim, c.warps_k, c.warps_q, c.stages,
+                     c.shared_bytes() / 1024, splits(),
                      problem_.deterministic ? "in turns" : "atomic", c.extras ? " extras" : "");
 }
 
@@ -85,16 +118,27 @@ Status Backward::enqueue(const Arguments& arguments, cudaStream_t stream) const 
     if (problem_.deterministic) {
       accumulators.turns = reinterpret_cast<int*>(arguments.workspace + w.turns);
       accumulators.ticket = reinterpret_cast<int*>(arguments.workspace + w.ticket);
+      accumulators.ended = reinterpret_cast<int*>(arguments.workspace + w.ended);
     }
     if (const cudaError_t error =
-            cudaMemsetAsync(accumulators.data, 0, w.end - w.accumulators, stream);
+            cudaMemsetAsync(accumulators.data, 0, w.order - w.accumulators, stream);
         error != cudaSuccess) {
       cudaGetLastError();
       return error_status(error, "sm80_backward: clearing the accumulators of d_q");
     }
   }
   if (g.d_q.data != nullptr || g.d_k.data != nullptr || g.d_v.data != nullptr) {
-    if (Status status = variant_.enqueue(p, g, accumulators, stream); !status.ok()) return status;
+    const Tiles all = tiles();
+    TileOrder order;
+    if (takes_order(problem_)) {
+      order = all.order_in(arguments.workspace + w.order);
+      if (Status status = order_tiles(all, p, order, stream); !status.ok()) return status;
+    } else if ((order.splits = splits()) > 1) {
+      order.partials = reinterpret_cast<float*>(arguments.workspace + w.order);
+    }
+    if (Status status = variant_.enqueue(p, g, accumulators, order, all, stream); !status.ok()) {
+      return status;
+    }
   }
   if (g.d_bias.data != nullptr) {
     if (Status status = generic::bias_gradient(problem_.dtype, p, g, stream); !status.ok()) {
@@ -111,11 +155,6 @@ std::string reject_backward(const Problem& problem) {
   if (std::max(problem.head_dim, problem.head_dim_v) > kLargestHeadDim) {
     return fmt::format("head dims up to {}, not {} and {}", kLargestHeadDim, problem.head_dim,
                        problem.head_dim_v);
-  }
-  if (problem.deterministic && problem.block_mask) {
-    // Blocks would take turns as the mask's rows and its transpose say; where those disagree, which
-    // nobody has checked, they would wait for ever.
-    return "no deterministic backward pass under a block mask";
   }
   if (choose(problem) == nullptr) return "too little shared memory on this device";
   return {};

@@ -30,150 +30,37 @@
 // each other's barriers better.
 //
 // d_q. By default blocks add to the accumulators in any order: results differ between runs in the
-// last bits. With `deterministic` the blocks that visit a query tile take turns, the last key tile
-// first; a block's number comes from a ticket, so whoever is waited for has started.
-// Accumulators are kept in the order of registers (element [r][c] of thread x of tile t at
+// last bits. With `deterministic` they take turns (backward_turns.cuh). Accumulators are kept in
+// the order of registers (element [r][c] of thread x of tile t at
 // ((t · elements + r · columns + c) · threads + x) · 4), so that every addition is a whole vector;
 // sm80_backward_d_q brings them into rows.
+//
+// Pieces. Several blocks may share a key tile's queries: with few key heads each has some heads of
+// the group, with a block mask (algo/tile_order.hpp) a range of the queries. They leave d_k and d_v
+// in f32 in the workspace, in the order of registers; sm80_backward_merge adds them up, in the
+// order of pieces.
 #pragma once
 
 #include <array>
 
 #include "cuda/algo/config.hpp"
+#include "cuda/algo/tile_order.cuh"
 #include "cuda/ptx/barrier.cuh"
-#include "cuda/ptx/reduce.cuh"
-#include "cuda/sm80/backward.hpp"
+#include "cuda/sm80/backward_passes.cuh"
 #include "cuda/sm80/backward_scores.cuh"
+#include "cuda/sm80/backward_tiles.cuh"
+#include "cuda/sm80/backward_turns.cuh"
 #include "cuda/sm80/backward_walk.cuh"
-#include "cuda/tile/products.cuh"
-#include "cuda/tile/shared_tile.cuh"
 
 namespace tessera::cuda::sm80 {
-
-/// Shared memory that a block may have on the chip that code is being generated for; 0 if that is
-/// not known (PTX, which later chips compile for themselves).
-#if __CUDA_ARCH__ == 800 || __CUDA_ARCH__ == 870
-inline constexpr int kChipSharedBytes = 163 * 1024;
-#elif __CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890
-inline constexpr int kChipSharedBytes = 99 * 1024;
-#elif defined(__CUDA_ARCH_FEAT_SM90_ALL)
-inline constexpr int kChipSharedBytes = 227 * 1024;
-#else
-inline constexpr int kChipSharedBytes = 0;
-#endif
-
-template <BackwardConfig C>
-struct BackwardTiles {
-  using T = std::conditional_t<C.dtype == DType::f16, __half, __nv_bfloat16>;
-  using Keys = SharedTile<T, C.keys, C.head_dim>;
-  using Queries = SharedTile<T, C.queries, C.head_dim>;
-  using Scores = SharedTile<T, C.keys, C.queries>;
-
-  /// Whether the kernel can be chosen on this chip; if not, its body is left out.
-  static constexpr bool kHasCode = kChipSharedBytes == 0 || C.suits(kChipSharedBytes);
-
-  static constexpr int kWarps = C.warps_k * C.warps_q;
-  static constexpr int kThreads = kWarps * kWarpSize;
-  static constexpr bool kSharesWeights = C.warps_q > 1;  ///< p goes through shared memory.
-
-  static constexpr int kWarpKeys = C.keys / C.warps_k;
-  static constexpr int kWarpQueries = C.queries / C.warps_q;
-  static constexpr int kWarpDims = C.head_dim / C.warps_q;
-
-  static constexpr int kQueryRows = 2;  ///< Warps along the queries of d_q.
-  static constexpr int kQueryRowTiles = C.queries / kQueryRows / 16;
-  static constexpr int kQueryWarpDims = C.head_dim / (kWarps / kQueryRows);
-  /// d_q is made in parts of so many columns of 16. One part needs d_s once; several keep it in
-  /// registers, which only a short key tile leaves room for.
-  static constexpr int kPartColumns = C.keys > 64 ? kQueryWarpDims / 16 : 1;
-  static constexpr int kQueryParts = kQueryWarpDims / 16 / kPartColumns;
-  static constexpr int kOtherParts = 2 * (C.warps_q - 1) * kWarpQueries / 16;
-  static constexpr int kQueryTileFloats = C.queries * C.head_dim;
-
-  static constexpr int kScalars = 2 * C.queries;  ///< lse and delta of one stage.
-  static constexpr int kQueriesAt = 2 * Keys::kBytes;
-  static constexpr int kScoresAt = kQueriesAt + 2 * C.stages * Queries::kBytes;
-  static constexpr int kWeightsAt = kScoresAt + C.stages * Scores::kBytes;
-  static constexpr int kScalarsAt = kWeightsAt + (kSharesWeights ? Scores::kBytes : 0);
-  static constexpr int kWalkAt = kScalarsAt + C.stages * kScalars * 4;
-  static constexpr int kSharedBytes = kWalkAt + kQueryWalkBytes;
-
-  static_assert(kSharedBytes == static_cast<int>(C.shared_bytes()));
-  static_assert(C.stages == 1 || C.stages == 2);
-  static_assert(kThreads >= kScalars, "one thread for each scalar of a step");
-  static_assert(kWarpKeys % 16 == 0 && kWarpQueries % C.warp_queries == 0 &&
-                C.warp_queries % 16 == 0);
-  static_assert(kWarpDims % 16 == 0 && kQueryWarpDims % 16 == 0);
-};
-
-/// Index of a query tile among those of its head: tiles of different sequences never share one.
-__device__ __forceinline__ int query_tile(const Parameters& p, const Sequence& s, int b, int begin,
-                                          int rows) {
-  if (p.varlen) return s.q_begin / rows + b + begin / rows;
-  return b * ((p.seq_q + rows - 1) / rows) + begin / rows;
-}
-
-/// What is the same for a whole warp, said so that the compiler can see it: it then keeps it in a
-/// uniform register.
-__device__ __forceinline__ int uniform(int x) { return __shfl_sync(~0u, x, 0); }
-
-__device__ __forceinline__ Sequence uniform(const Sequence& s) {
-  return {uniform(s.q_begin), uniform(s.kv_begin), uniform(s.q_rows), uniform(s.kv_rows),
-          uniform(s.q_len),   uniform(s.kv_len),   uniform(s.shift)};
-}
-
-/// Number of this block, from which its tile follows. Where blocks take turns, tiles go out last
-/// first, in the order in which blocks start.
-__device__ __forceinline__ int block_number(const QueryAccumulators& accumulators,
-                                            unsigned char* shared) {
-  if (accumulators.turns == nullptr) return static_cast<int>(blockIdx.x);
-  auto* const ticket = reinterpret_cast<volatile int*>(shared);
-  if (threadIdx.x == 0) *ticket = atomicAdd(accumulators.ticket, 1);
-  __syncthreads();
-  const int number = static_cast<int>(gridDim.x) - 1 - *ticket;
-  __syncthreads();
-  return number;
-}
-
-/// How many blocks add to the tile of queries from i0 on before the block of `keys`: those of the
-/// key tiles behind it that visit the query tile. Called by whole warps.
-template <BackwardConfig C>
-__device__ inline int turn_of(const Parameters& p, const Sequence& sequence, int b, int h, int i0,
-                              Range keys) {
-  const Range queries{i0, min(i0 + C.queries, sequence.q_len)};
-  if (p.block_mask.row_offsets != nullptr) {
-    BlockWalk<Side::queries, C.keys> behind(p, b, h, queries,
-                                            Range{keys.begin + C.keys, sequence.kv_len});
-    int turn = 0;
-    for (Visit visit; behind.next(visit);) ++turn;
-    return turn;
-  }
-  const Range seen = visible_keys(p, sequence, queries.begin, queries.end);
-  return (seen.end - 1) / C.keys - keys.begin / C.keys;
-}
-
-__device__ __forceinline__ void wait_for_turn(const QueryAccumulators& accumulators, int tile,
-                                              int turn) {
-  if (threadIdx.x == 0) {
-    while (ptx::load_acquire(accumulators.turns + tile) != turn) {
-    }
-  }
-  __syncthreads();
-}
-
-__device__ __forceinline__ void end_turn(const QueryAccumulators& accumulators, int tile) {
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) ptx::add_release(accumulators.turns + tile, 1);
-}
 
 /// Adds the part-th columns of a warp's share of d_q to a query tile's accumulators.
 template <BackwardConfig C, int kR, int kC>
 __device__ __forceinline__ void add_d_q(const QueryAccumulators& accumulators, int tile, int part,
-                                        const float (&d_q)[kR][kC][4]) {
+                                        const float (&d_q)[kR][kC][4], unsigned thread) {
   using S = BackwardTiles<C>;
   float* to =
-      accumulators.data + static_cast<std::int64_t>(tile) * S::kQueryTileFloats + 4 * threadIdx.x;
+      accumulators.data + static_cast<std::int64_t>(tile) * S::kQueryTileFloats + 4 * thread;
 #pragma unroll
   for (int r = 0; r < kR; ++r) {
 #pragma unroll
@@ -187,27 +74,29 @@ __device__ __forceinline__ void add_d_q(const QueryAccumulators& accumulators, i
 template <typename ConfigOf>
 __global__ void __launch_bounds__(BackwardTiles<ConfigOf::value>::kThreads, ConfigOf::value.blocks)
     sm80_backward(const __grid_constant__ Parameters p, const __grid_constant__ Gradients g,
-                  const __grid_constant__ QueryAccumulators accumulators, int tiles) {
+                  const __grid_constant__ QueryAccumulators accumulators,
+                  const __grid_constant__ TileOrder order, int tiles) {
   constexpr BackwardConfig C = ConfigOf::value;
   using S = BackwardTiles<C>;
   if constexpr (!S::kHasCode) return;
   using T = typename S::T;
   extern __shared__ __align__(128) unsigned char shared[];
 
-  // Heads one after another share what they read in L2. With a block mask some key tiles may have
-  // far more work than the others, so those that come first in their head start first.
-  TileIndex tile;
-  const int number = block_number(accumulators, shared);
-  const bool is_listed = p.block_mask.row_offsets != nullptr;
-  tile.h = is_listed ? number % p.heads_kv : number / tiles;
-  const int place = is_listed ? number / p.heads_kv : number % tiles;
-  if (!locate_tile<Side::keys>(p, place, C.keys, tile)) return;
-  const int b = uniform(tile.b), h_kv = uniform(tile.h), j0 = uniform(tile.begin);
-  const Sequence sequence = uniform(sequence_of(p, b));
   const bool in_turns = accumulators.turns != nullptr;
+  const int block = uniform(block_number(accumulators, shared));
+  const TileItem item = item_of_block(order, block);
+  if (item.tile < 0) return;
+  TileIndex tile;
+  const int place = tile_of_block<Side::keys>(p, item.tile, tiles, tile.h);
+  if (!locate_tile<Side::keys>(p, place, C.keys, tile)) {
+    if (in_turns) end_turns(accumulators, block);
+    return;
+  }
+  const int b = uniform(tile.b), h_kv = uniform(tile.h), j0 = uniform(tile.begin);
+  const int pieces = uniform(item.pieces);
+  const Sequence sequence = uniform(sequence_of(p, b));
 
-  const int thread = static_cast<int>(threadIdx.x);
-  const int warp = uniform(thread / kWarpSize);
+  const int warp = uniform(static_cast<int>(threadIdx.x / kWarpSize));
   const int warp_key = warp / C.warps_q * S::kWarpKeys;
   const int warp_query = warp % C.warps_q * S::kWarpQueries;
   const int warp_dims = warp % C.warps_q * S::kWarpDims / 16;
@@ -226,16 +115,14 @@ __global__ void __launch_bounds__(BackwardTiles<ConfigOf::value>::kThreads, Conf
   };
   float* const scalars = reinterpret_cast<float*>(shared + S::kScalarsAt);
 
-  const Range keys{j0, min(j0 + C.keys, sequence.kv_len)};
-  Range queries;
-  if (!keys.empty()) queries = seeing_queries(p, sequence, keys.begin, keys.end);
-  if (in_turns && is_listed && !keys.empty()) {
-    queries = {0, sequence.q_len};  // what turn_of counts with
-  }
+  const Range keys{j0, uniform(min(j0 + C.keys, sequence.kv_len))};
+  const QueryArea area =
+      uniform(query_area<C>(p, sequence, tile, item, keys, accumulators.turns != nullptr));
 
   const auto load_keys = [&] {
     unsigned listed = 0;
-    for (int h = h_kv * p.group; h < (h_kv + 1) * p.group; ++h) {
+    const int heads = p.block_mask.heads > 1 ? p.group : 1;  // others list the same
+    for (int h = h_kv * p.group; h < h_kv * p.group + heads; ++h) {
       listed |= listed_granules<Side::keys>(p, b, h, keys);
     }
     load_tile<S::kThreads>(k, row_of<T>(p.k, b, h_kv, sequence.kv_begin), p.k.stride_s, p.k.vectors,
@@ -243,16 +130,17 @@ __global__ void __launch_bounds__(BackwardTiles<ConfigOf::value>::kThreads, Conf
     load_tile<S::kThreads>(v, row_of<T>(p.v, b, h_kv, sequence.kv_begin), p.v.stride_s, p.v.vectors,
                            j0, sequence.kv_len, p.head_dim_v, listed);
   };
-  const auto load_queries = [&](const QueryStep& step, int stage) {
+  const auto load_queries = [&](const QueryStep& step, int stage, unsigned thread) {
     const unsigned listed = step.visit.listed;
     load_tile<S::kThreads>(q_tile(stage), row_of<T>(p.q, b, step.h, sequence.q_begin), p.q.stride_s,
-                           p.q.vectors, step.visit.begin, sequence.q_len, p.head_dim, listed);
+                           p.q.vectors, step.visit.begin, sequence.q_len, p.head_dim, listed,
+                           thread);
     load_tile<S::kThreads>(d_o_tile(stage), row_of<T>(g.d_o, b, step.h, sequence.q_begin),
                            g.d_o.stride_s, g.d_o.vectors, step.visit.begin, sequence.q_len,
-                           p.head_dim_v, listed);
+                           p.head_dim_v, listed, thread);
   };
-  const auto read_scalar = [&](const QueryStep& step) {
-    const int i = step.visit.begin + thread % C.queries;
+  const auto read_scalar = [&](const QueryStep& step, unsigned thread) {
+    const int i = step.visit.begin + static_cast<int>(thread % C.queries);
     const bool exists = thread < S::kScalars && i < sequence.q_len;
     if (thread >= C.queries) {
       return exists ? *scalar_of(g.delta, b, step.h, sequence.q_begin + i) : 0.0f;
@@ -261,36 +149,37 @@ __global__ void __launch_bounds__(BackwardTiles<ConfigOf::value>::kThreads, Conf
         exists ? *scalar_of(p.lse, b, step.h, sequence.q_begin + i) : minus_infinity();
     return lse == minus_infinity() ? plus_infinity() : lse * kLog2e;
   };
-  const auto keep_scalar = [&](int stage, float scalar) {
+  const auto keep_scalar = [&](int stage, float scalar, unsigned thread) {
     if (thread < S::kScalars) scalars[stage * S::kScalars + thread] = scalar;
   };
 
   float d_k[S::kWarpKeys / 16][S::kWarpDims / 8][4] = {};
   float d_v[S::kWarpKeys / 16][S::kWarpDims / 8][4] = {};
-  if (!queries.empty()) load_keys();
   auto& walk = *reinterpret_cast<QueryWalk<C>*>(shared + S::kWalkAt);
   static_assert(sizeof(walk) <= kQueryWalkBytes);
-  if (warp == 0) {
-    walk.start(p, b, h_kv, keys, queries);
-    if (C.stages > 1) walk.find(p, b, h_kv, keys, queries, 1);
+  if (warp == 0) {  // meanwhile the others load
+    walk.start(p, sequence, area);
+    if (C.stages > 1) walk.find(p, sequence, area, 1);
   }
+  if (!area.queries.empty()) load_keys();
   __syncthreads();
   QueryStep step = walk.at(0);
   if (step.exists) {
-    load_queries(step, 0);
-    keep_scalar(0, read_scalar(step));
+    load_queries(step, 0, threadIdx.x);
+    keep_scalar(0, read_scalar(step, threadIdx.x), threadIdx.x);
   }
   ptx::cp_async_commit();
   if (C.stages > 1 && walk.at(1).exists) {
-    load_queries(walk.at(1), 1);
-    keep_scalar(1, read_scalar(walk.at(1)));
+    load_queries(walk.at(1), 1, threadIdx.x);
+    keep_scalar(1, read_scalar(walk.at(1), threadIdx.x), threadIdx.x);
   }
   ptx::cp_async_commit();
   ptx::cp_async_wait<1>();
   __syncthreads();
+  int added_to = -1;  // what the warp has added to without having passed on the turn
   for (int number = 0; step.exists; step = walk.at(++number)) {
     const int stage = number % C.stages;
-    if (warp == 0) walk.find(p, b, h_kv, keys, queries, number + C.stages);
+    if (warp == 0) walk.find(p, sequence, area, number + C.stages);
     const typename S::Queries q = q_tile(stage), d_o = d_o_tile(stage);
     const typename S::Scores d_s = d_s_tile(stage);
     const int i0 = step.visit.begin;
@@ -316,35 +205,38 @@ __global__ void __launch_bounds__(BackwardTiles<ConfigOf::value>::kThreads, Conf
       if (!step.visit.full) scores.hide_blocks(s);
       ScoreOperands<S::kWarpKeys / 16, C.warp_queries / 8> operands;
       scores.finish(s, d_p, C.extras ? 1.0f : p.scale * kLog2e, kept, operands);
+      const int lane = lane_id_anew();
       if constexpr (S::kSharesWeights) {
-        store_operand(weights_tile, warp_key, row, operands.weights);
+        store_operand(weights_tile, warp_key, row, operands.weights, lane);
       }
-      store_operand(d_s, warp_key, row, operands.d_s);
+      store_operand(d_s, warp_key, row, operands.d_s, lane);
       multiply_registers<T>(d_v, operands.weights, d_o, row, warp_dims);
       multiply_registers<T>(d_k, operands.d_s, q, row, warp_dims);
     }
+    if (added_to >= 0) end_turn(accumulators, added_to);
     if constexpr (S::kSharesWeights) {
       ptx::sync_group(1 + warp / C.warps_q, C.warps_q * kWarpSize);  // A
 #pragma unroll
       for (int other = 1; other < C.warps_q; ++other) {
         const int row = (warp + other) % C.warps_q * S::kWarpQueries;
         constexpr int kK = S::kWarpQueries / 16;
-        multiply_columns<kK, T>(d_v, weights_tile, warp_key, row, d_o, warp_dims);
-        multiply_columns<kK, T>(d_k, d_s, warp_key, row, q, warp_dims);
+        const int lane = lane_id_anew();
+        multiply_columns<kK, T>(d_v, weights_tile, warp_key, row, d_o, warp_dims, lane);
+        multiply_columns<kK, T>(d_k, d_s, warp_key, row, q, warp_dims, lane);
       }
     }
     ptx::cp_async_wait<0>();
     __syncthreads();  // B
 
     const QueryStep after = walk.at(number + C.stages);
-    if (after.exists) load_queries(after, stage);
+    const unsigned thread = thread_anew();
+    if (after.exists) load_queries(after, stage, thread);
     ptx::cp_async_commit();
-    const float scalar = after.exists ? read_scalar(after) : 0.0f;
+    const float scalar = after.exists ? read_scalar(after, thread) : 0.0f;
     if (accumulators.data != nullptr) {
       const int index = step.h * accumulators.tiles + query_tile(p, sequence, b, i0, C.queries);
-      if (in_turns) {
-        wait_for_turn(accumulators, index, turn_of<C>(p, sequence, b, step.h, i0, keys));
-      }
+      const int turns = index * S::kWarps + warp;
+      const int lane = lane_id_anew();
       std::uint32_t left[C.keys / 16][S::kQueryRowTiles][4];
 #pragma unroll
       for (int part = 0; part < S::kQueryParts; ++part) {
@@ -352,89 +244,55 @@ __global__ void __launch_bounds__(BackwardTiles<ConfigOf::value>::kThreads, Conf
 #pragma unroll
         for (int n = 0; n < C.keys / 16; ++n) {
           if (part == 0) {
-            read_transposed(left[n], d_s, 16 * n, warp % S::kQueryRows * S::kQueryRowTiles);
+            read_transposed(left[n], d_s, 16 * n, warp % S::kQueryRows * S::kQueryRowTiles, lane);
           }
           multiply_step<T>(d_q, left[n], k, 16 * n,
-                           (warp / S::kQueryRows * S::kQueryParts + part) * S::kPartColumns);
+                           (warp / S::kQueryRows * S::kQueryParts + part) * S::kPartColumns, lane);
         }
-        add_d_q<C>(accumulators, index, part, d_q);
+        if (part == 0 && in_turns) wait_for_turn(accumulators, turns, step.turn, block);
+        add_d_q<C>(accumulators, index, part, d_q, thread);
       }
-      if (in_turns) end_turn(accumulators, index);
+      if (in_turns) added_to = turns;
     }
-    if (after.exists) keep_scalar(stage, scalar);
+    if (after.exists) keep_scalar(stage, scalar, thread_anew());
     if constexpr (C.stages == 1) {
       ptx::cp_async_wait<0>();
       __syncthreads();
     }
   }
 
-  ptx::cp_async_wait<0>();
-  __syncthreads();  // K and V make room for d_k and d_v
-  store_accumulator<T>(k, warp_key, warp_dims * 16, d_k, p.scale);
-  store_accumulator<T>(v, warp_key, warp_dims * 16, d_v, p.keep_scale);
-  __syncthreads();
-  if (g.d_k.data != nullptr) {
-    store_tile<S::kThreads>(k, row_of<T>(g.d_k, b, h_kv, sequence.kv_begin), g.d_k.stride_s,
-                            g.d_k.vectors, j0, sequence.kv_rows, p.head_dim);
+  if (added_to >= 0) end_turn(accumulators, added_to);
+  if (pieces > 1) {
+    keep_partial<C>(order, block, d_k, d_v);
+  } else {
+    ptx::cp_async_wait<0>();
+    __syncthreads();  // K and V make room for d_k and d_v
+    store_key_gradients<C>(p, g, tile, sequence, shared, d_k, d_v);
   }
-  if (g.d_v.data != nullptr) {
-    store_tile<S::kThreads>(v, row_of<T>(g.d_v, b, h_kv, sequence.kv_begin), g.d_v.stride_s,
-                            g.d_v.vectors, j0, sequence.kv_rows, p.head_dim_v);
-  }
-}
-
-/// d_q from its accumulators: one block for each query tile of each head, threads as above.
-template <typename ConfigOf>
-__global__ void __launch_bounds__(BackwardTiles<ConfigOf::value>::kThreads)
-    sm80_backward_d_q(const __grid_constant__ Parameters p, const __grid_constant__ Gradients g,
-                      const __grid_constant__ QueryAccumulators accumulators) {
-  constexpr BackwardConfig C = ConfigOf::value;
-  using S = BackwardTiles<C>;
-  if constexpr (!S::kHasCode) return;
-  using T = typename S::T;
-  extern __shared__ __align__(128) unsigned char shared[];
-  TileIndex tile;
-  tile.h = static_cast<int>(blockIdx.x) / accumulators.tiles;
-  const int x = static_cast<int>(blockIdx.x) % accumulators.tiles;
-  if (!locate_tile<Side::queries>(p, x, C.queries, tile)) return;
-  const Sequence sequence = sequence_of(p, tile.b);
-
-  const std::int64_t index = static_cast<std::int64_t>(tile.h) * accumulators.tiles +
-                             query_tile(p, sequence, tile.b, tile.begin, C.queries);
-  const auto* from = reinterpret_cast<const float4*>(accumulators.data) +
-                     index * (S::kQueryTileFloats / 4) + threadIdx.x;
-  constexpr int kColumnTiles = S::kQueryWarpDims / 8;
-  float d_q[S::kQueryRowTiles][kColumnTiles][4];
-#pragma unroll
-  for (int r = 0; r < S::kQueryRowTiles; ++r) {
-#pragma unroll
-    for (int c = 0; c < kColumnTiles; ++c) {
-      const float4 element = from[(r * kColumnTiles + c) * S::kThreads];
-      d_q[r][c][0] = element.x;
-      d_q[r][c][1] = element.y;
-      d_q[r][c][2] = element.z;
-      d_q[r][c][3] = element.w;
-    }
-  }
-  const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
-  const typename S::Queries rows{ptx::shared_address(shared)};
-  store_accumulator<T>(rows, warp % S::kQueryRows * S::kQueryRowTiles * 16,
-                       warp / S::kQueryRows * S::kQueryWarpDims, d_q, p.scale);
-  __syncthreads();
-  store_tile<S::kThreads>(rows, row_of<T>(g.d_q, tile.b, tile.h, sequence.q_begin), g.d_q.stride_s,
-                          g.d_q.vectors, tile.begin, sequence.q_rows, p.head_dim);
+  if (in_turns) end_turns(accumulators, block);
 }
 
 template <BackwardConfig C>
 Status enqueue_backward(const Parameters& p, const Gradients& g,
-                        const QueryAccumulators& accumulators, cudaStream_t stream) {
+                        const QueryAccumulators& accumulators, const TileOrder& order,
+                        const Tiles& tiles, cudaStream_t stream) {
   using S = BackwardTiles<C>;
-  const std::int64_t tiles = tiles_per_head(p, p.seq_kv, C.keys);
+  const bool in_order = order.items != nullptr;
+  const auto per_head = static_cast<int>(tiles.per_head);
   if (Status status =
-          launch("sm80_backward", sm80_backward<Constant<C>>, tiles * p.heads_kv, S::kThreads,
-                 S::kSharedBytes, stream, p, g, accumulators, static_cast<int>(tiles));
+          launch("sm80_backward", sm80_backward<Constant<C>>,
+                 in_order ? tiles.most_items() : tiles.count * order.splits, S::kThreads,
+                 S::kSharedBytes, stream, p, g, accumulators, order, per_head);
       !status.ok()) {
     return status;
+  }
+  if (in_order || order.splits > 1) {
+    const std::int64_t merging = in_order ? tiles.most_split() : tiles.count;
+    if (Status status = launch("sm80_backward_merge", sm80_backward_merge<Constant<C>>, merging,
+                               S::kThreads, 2 * S::Keys::kBytes, stream, p, g, order, per_head);
+        !status.ok()) {
+      return status;
+    }
   }
   if (g.d_q.data == nullptr) return {};
   const std::int64_t blocks = static_cast<std::int64_t>(accumulators.tiles) * p.heads_q;

@@ -10,6 +10,7 @@
 
 #include "core/registry.hpp"
 #include "cuda/algo/parameters.hpp"
+#include "cuda/algo/tile_order.hpp"
 #include "cuda/host/launch.hpp"
 
 namespace tessera::cuda::sm80 {
@@ -34,6 +35,7 @@ struct BackwardConfig {
     BackwardConfig c = *this;
     c.dtype = type;
     c.extras = with_extras;
+    if (with_extras) c.warp_queries = 16;  // what extras ask for takes registers of their own
     return c;
   }
   constexpr BackwardConfig unless_fits(const BackwardConfig& larger) const {
@@ -45,6 +47,9 @@ struct BackwardConfig {
   constexpr bool suits(int bytes) const {
     return static_cast<int>(shared_bytes()) <= bytes && bytes < shared_below;
   }
+
+  /// Of one piece of a tile: d_k and d_v.
+  constexpr int partial_floats() const { return 2 * keys * head_dim; }
 
   constexpr std::size_t shared_bytes() const {
     const int score_tiles = stages + (warps_q > 1 ? 1 : 0);
@@ -59,15 +64,16 @@ struct BackwardConfig {
 struct QueryAccumulators {
   float* data = nullptr;  ///< Null: d_q is not wanted.
   int tiles = 0;          ///< Of one head.
-  int* turns = nullptr;   ///< [heads_q, tiles]: blocks that have added. Null: any order.
+  int* turns = nullptr;   ///< [heads_q, tiles, warps]: blocks that have added. Null: any order.
   int* ticket = nullptr;  ///< Blocks that have started.
+  int* ended = nullptr;   ///< Of each block: not 0 when it has added all.
 };
 
 /// A compiled kernel.
 struct BackwardVariant {
   BackwardConfig config;
   Status (*enqueue)(const Parameters& p, const Gradients& g, const QueryAccumulators& accumulators,
-                    cudaStream_t stream);
+                    const TileOrder& order, const Tiles& tiles, cudaStream_t stream);
 };
 
 /// Those of one head dim (one source file each).
@@ -90,6 +96,8 @@ class Backward final : public CudaKernel {
  private:
   struct Workspace;
   Workspace workspace() const;
+  Tiles tiles() const;
+  int splits() const;
 
   const BackwardVariant& variant_;
 };

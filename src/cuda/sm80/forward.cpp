@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "cuda/host/parameters.hpp"
+#include "cuda/host/tiles.hpp"
 
 namespace tessera::cuda::sm80 {
 namespace {
@@ -20,7 +21,8 @@ const ForwardVariant* choose(const Problem& problem) {
     for (const ForwardVariant& variant : variants) {
       const ForwardConfig& c = variant.config;
       if (c.dtype == problem.dtype && c.extras == wants_extras(problem) &&
-          problem.head_dim <= c.head_dim && problem.head_dim_v <= c.largest_head_dim_v() &&
+          (c.listed || !problem.block_mask) && problem.head_dim <= c.head_dim &&
+          problem.head_dim_v <= c.largest_head_dim_v() &&
           static_cast<int>(c.shared_bytes()) <= shared_bytes) {
         return &variant;
       }
@@ -38,10 +40,28 @@ std::string Forward::config() const {
                      c.extras ? " extras" : "");
 }
 
+Tiles Forward::tiles() const {
+  return tiles_of(problem_, Side::queries, variant_.config.tile_m, variant_.config.blocks);
+}
+
+/// With a block mask: the order of the tiles and the partial results of those in pieces.
+std::size_t Forward::workspace_bytes() const {
+  if (!takes_order(problem_)) return 0;
+  const Tiles all = tiles();
+  return all.order_bytes() + sizeof(float) * variant_.config.partial_floats() * all.most_split();
+}
+
 Status Forward::enqueue(const Arguments& arguments, cudaStream_t stream) const {
   const Parameters p = make_parameters(problem_, arguments);
-  return for_value_columns(p, variant_.config.head_dim_v, size_of(problem_.dtype),
-                           [&](const Parameters& part) { return variant_.enqueue(part, stream); });
+  const Tiles all = tiles();
+  TileOrder order;
+  if (takes_order(problem_)) {
+    order = all.order_in(arguments.workspace);
+    if (Status status = order_tiles(all, p, order, stream); !status.ok()) return status;
+  }
+  return for_value_columns(
+      p, variant_.config.head_dim_v, size_of(problem_.dtype),
+      [&](const Parameters& part) { return variant_.enqueue(part, order, all, stream); });
 }
 
 std::string reject_forward(const Problem& problem) {

@@ -29,7 +29,9 @@
 // (load_tile), so that 0 · v is 0.
 //
 // Blocks of the query heads that share a key head are neighbours in the grid, and so are the tiles
-// of one sequence: K and V come from L2.
+// of one sequence: K and V come from L2. With a block mask tiles go out in the order of
+// algo/tile_order.hpp. A tile in pieces ends in one partial result for each, O / row sums and LSE,
+// f32, in the workspace; forward_merge merges them by their LSE, in their order.
 #pragma once
 
 #include <algorithm>
@@ -40,6 +42,7 @@
 #include "cuda/algo/score_tile.cuh"
 #include "cuda/algo/sequence.cuh"
 #include "cuda/algo/softmax.cuh"
+#include "cuda/algo/tile_order.cuh"
 #include "cuda/algo/uniform.cuh"
 #include "cuda/ptx/mma.cuh"
 #include "cuda/ptx/opaque.cuh"
@@ -73,6 +76,7 @@ struct ForwardTraits {
                                 : !kTight           ? 6
                                 : C.extras          ? 8
                                                     : 12;
+  static constexpr int kPartialFloats = C.partial_floats();
   static_assert(C.tile_m == kRowTiles * 16 * C.warps && C.tile_n % 16 == 0);
 
   using QTile = SharedTile<T, C.tile_m, C.head_dim>;
@@ -83,14 +87,35 @@ struct ForwardTraits {
                 "O takes the place of Q, row by row");
 };
 
-/// Head h and tile of a block: heads of one key head side by side, then tiles, then key heads.
-__device__ inline bool locate_block(const Parameters& p, int tile_m, TileIndex& tile) {
-  const int in_group = static_cast<int>(blockIdx.x) % p.group;
-  const int rest = static_cast<int>(blockIdx.x) / p.group;
-  const int tiles = static_cast<int>(gridDim.x) / p.heads_q;
-  tile.h = rest / tiles * p.group + in_group;
-  return locate_tile<Side::queries>(p, rest % tiles, tile_m, tile);
+template <ForwardConfig C>
+__device__ __forceinline__ TileItem item_of(const TileOrder& order) {
+  const int block = static_cast<int>(blockIdx.x);
+  if constexpr (!C.listed) return {block, 0, 1};
+  return item_of_block(order, block);
 }
+
+/// Where item x has its partial result: O [tile_m × Dv], LSE [tile_m].
+template <ForwardConfig C>
+__device__ __forceinline__ float* partial_of(const TileOrder& order, int x) {
+  return order.partials + static_cast<std::int64_t>(x) * ForwardTraits<C>::kPartialFloats;
+}
+
+/// Goes through the key tiles where there is no block mask.
+template <int kTile>
+class EveryTile {
+ public:
+  __device__ EveryTile(const Parameters&, int, int, Range, Range keys)
+      : at_(uniform(keys.begin / kTile * kTile)), end_(uniform(keys.end)) {}
+  __device__ bool next(Visit& visit) {
+    if (at_ >= end_) return false;
+    visit.begin = at_;
+    at_ += kTile;
+    return true;
+  }
+
+ private:
+  int at_, end_;
+};
 
 /// The work of one block on one tile of rows.
 template <ForwardConfig C>
@@ -100,10 +125,14 @@ class ForwardTile {
   using Rules = ScoreTile<T, Traits::kRowTiles, Traits::kScoreTiles>;
   static constexpr int kThreads = Traits::kThreads;
   static constexpr int kRowTiles = Traits::kRowTiles;
+  using Walk =
+      std::conditional_t<C.listed, BlockWalk<Side::queries, C.tile_n>, EveryTile<C.tile_n>>;
 
  public:
-  __device__ ForwardTile(const Parameters& p, const TileIndex& tile, std::uint32_t shared)
+  __device__ ForwardTile(const Parameters& p, const TileOrder& order, const TileIndex& tile,
+                         std::uint32_t shared)
       : p_(p),
+        order_(order),
         tile_{uniform(tile.b), uniform(tile.h), uniform(tile.begin)},
         sequence_(uniform(sequence_of(p, tile.b))),
         rows_(uniform(Range{tile_.begin, min(tile_.begin + C.tile_m, sequence_.q_len)})),
@@ -116,29 +145,22 @@ class ForwardTile {
         scored_(C.extras && Rules::needed(p)),
         softmax_(scored_ ? 1.0f : p.scale * kLog2e) {}
 
-  __device__ void run() {
+  __device__ void run(const TileItem& item) {
     Range keys{0, 0};
     if (!rows_.empty()) keys = uniform(visible_keys(p_, sequence_, rows_.begin, rows_.end));
-    BlockWalk<Side::queries, C.tile_n> walk(p_, tile_.b, tile_.h, rows_, keys);
-    // A warp leaves out tiles that its own rows do not see, and tests those that they see in part.
-    const int warp_begin = rows_.begin + warp_row_;
-    const int warp_end = min(warp_begin + 16 * kRowTiles, rows_.end);
-    Range seen{0, 0}, whole{0, 0};
-    if (warp_begin < warp_end) {
-      seen = visible_keys(p_, sequence_, warp_begin, warp_end);
-      whole = common_keys(p_, sequence_, warp_begin, warp_end);
-    }
-    seen = uniform(seen);
-    whole = uniform(whole);
+    if (!keys.empty()) load_q();
+    if (C.listed)
+      keys = uniform(piece_range<Side::queries, C.tile_n>(p_, tile_.b, tile_.h, rows_, item, keys));
+    Walk walk(p_, tile_.b, tile_.h, rows_, keys);
     // Step −1 has nothing to compute yet: the first copies start in the loop like all others, which
     // keeps the code short. Blocks of short sequences run it from a cold instruction cache.
-    if (!keys.empty()) load_q();
     Visit now, next;
     bool more = true;
     for (int step = -1; more; ++step) {
       now = next;
       more = walk.next(next);
-      next = uniform(next);
+      next.begin = uniform(next.begin);
+      if (C.listed) next.full = uniform(next.full);
       if (step >= 0) {
         ptx::cp_async_wait<0>();
         __syncthreads();
@@ -146,7 +168,14 @@ class ForwardTile {
       if (more) load_kv(next, (step + 1) % C.stages);
       if (step < 0) continue;
       if (step == 0) keep_q();
-      if (now.begin + C.tile_n <= seen.begin || now.begin >= seen.end) continue;
+      // A warp leaves out tiles that its own rows do not see, and tests those that they see in
+      // part.
+      int first = rows_.begin + warp_row_;
+      if constexpr (C.listed) ptx::make_opaque(first);  // not worth registers between steps
+      const int last = min(first + 16 * kRowTiles, rows_.end);
+      const Range seen = visible_keys(p_, sequence_, first, last);
+      if (first >= last || now.begin + C.tile_n <= seen.begin || now.begin >= seen.end) continue;
+      const Range whole = common_keys(p_, sequence_, first, last);
       attend(now.begin, now.begin < whole.begin || now.begin + C.tile_n > whole.end, now.full == 0,
              step % C.stages);
     }
@@ -182,7 +211,7 @@ class ForwardTile {
     if constexpr (C.extras) {
       if (scored_) rules_.score(s, begin);
     }
-    if (blocks) rules_.mask_blocks(s, begin);
+    if (C.listed && blocks) rules_.mask_blocks(s, begin);
     if (positions) rules_.mask_positions(s, begin);
     typename Rules::Weights weights;
     softmax_.weigh(s, weights, [this](int r, int half, float by) {
@@ -234,7 +263,11 @@ class ForwardTile {
     ptx::make_opaque(b);
     const Sequence sequence = sequence_of(p_, b);
     const int lane = static_cast<int>(thread % kWarpSize);
-    const float sink = C.extras && p_.sink != nullptr ? p_.sink[tile_.h] : minus_infinity();
+    const TileItem item = item_of<C>(order_);
+    const bool with_sink = C.extras && p_.sink != nullptr && item.piece == 0;  // it counts once
+    const float sink = with_sink ? p_.sink[tile_.h] : minus_infinity();
+    float* const partial =
+        item.pieces > 1 ? partial_of<C>(order_, static_cast<int>(blockIdx.x)) : nullptr;
     const typename Traits::OTile o_tile{q_.base};
     __syncwarp();  // all lanes have read Q
 #pragma unroll
@@ -246,10 +279,19 @@ class ForwardTile {
         auto [scale, lse] = softmax_.finish(r, half, sink);
         const bool used = i < rows_.end;
         if (!used) lse = minus_infinity();
+        if constexpr (C.extras) scale *= p_.keep_scale;
+        if (partial != nullptr) {
+          if (lane % 4 == 0) partial[C.tile_m * C.head_dim_v + row] = lse;
+          auto* const to = reinterpret_cast<float2*>(partial + row * C.head_dim_v) + lane % 4;
+#pragma unroll
+          for (int n = 0; n < Traits::kOutTiles; ++n) {
+            to[4 * n] = {o_[r][n][2 * half] * scale, o_[r][n][2 * half + 1] * scale};
+          }
+          continue;
+        }
         if (p_.lse.data != nullptr && lane % 4 == 0 && i < sequence.q_rows) {
           *scalar_of(p_.lse, tile_.b, tile_.h, sequence.q_begin + i) = lse;
         }
-        if constexpr (C.extras) scale *= p_.keep_scale;
 #pragma unroll
         for (int n = 0; n < Traits::kOutTiles; ++n) {
           ptx::store_shared_4(
@@ -258,6 +300,7 @@ class ForwardTile {
         }
       }
     }
+    if (partial != nullptr) return;
     __syncwarp();
     T* o = row_of<T>(p_.o, tile_.b, tile_.h, sequence.q_begin);
     store_rows<16 * kRowTiles>(o_tile, warp_row_, o, p_.o.stride_s, p_.o.vectors, tile_.begin,
@@ -272,6 +315,7 @@ class ForwardTile {
   }
 
   const Parameters& p_;
+  const TileOrder& order_;
   const TileIndex tile_;
   const Sequence sequence_;
   const Range rows_;  ///< Used rows of the tile.
@@ -290,20 +334,83 @@ class ForwardTile {
 template <typename C>
 __global__ void __launch_bounds__(ForwardTraits<C::value>::kThreads,
                                   kTight ? C::value.blocks : std::min(C::value.blocks, 2))
-    forward(const __grid_constant__ Parameters p) {
+    forward(const __grid_constant__ Parameters p, const __grid_constant__ TileOrder order,
+            int tiles) {
+  constexpr ForwardConfig kC = C::value;
   extern __shared__ __align__(128) std::byte shared[];
+  const TileItem item = item_of<kC>(order);
+  if (item.tile < 0) return;
   TileIndex tile;
-  if (!locate_block(p, C::value.tile_m, tile)) return;
-  ForwardTile<C::value>(p, tile, ptx::shared_address(shared)).run();
+  const int place = tile_of_block<Side::queries>(p, item.tile, tiles, tile.h);
+  if (!locate_tile<Side::queries>(p, place, kC.tile_m, tile)) return;
+  ForwardTile<kC>(p, order, tile, ptx::shared_address(shared)).run(item);
+}
+
+inline constexpr int kMergeThreads = 256;
+
+/// exp(lse − highest); 0 where there is nothing.
+__device__ __forceinline__ float relative_weight(float lse, float highest) {
+  return lse == minus_infinity() ? 0.0f : expf(lse - highest);
+}
+
+/// O and LSE of a tile from those of its pieces: one block for each item, of which those with first
+/// pieces work. A warp has a row at a time.
+template <typename C>
+__global__ void __launch_bounds__(kMergeThreads)
+    forward_merge(const __grid_constant__ Parameters p, const __grid_constant__ TileOrder order,
+                  int tiles) {
+  constexpr ForwardConfig kC = C::value;
+  using T = typename ForwardTraits<kC>::T;
+  constexpr int kStride = ForwardTraits<kC>::kPartialFloats;
+  const int x = static_cast<int>(blockIdx.x);
+  if (x >= order.counts->split || order.items[x].piece != 0) return;
+  TileIndex tile;
+  const int place = tile_of_block<Side::queries>(p, order.items[x].tile, tiles, tile.h);
+  if (!locate_tile<Side::queries>(p, place, kC.tile_m, tile)) return;
+  const Sequence sequence = sequence_of(p, tile.b);
+  const int pieces = order.items[x].pieces;
+  const int lane = static_cast<int>(threadIdx.x % kWarpSize);
+  for (int row = static_cast<int>(threadIdx.x / kWarpSize); row < kC.tile_m;
+       row += kMergeThreads / kWarpSize) {
+    const int i = tile.begin + row;
+    if (i >= sequence.q_rows) return;
+    const float* const o = partial_of<kC>(order, x) + row * kC.head_dim_v;
+    const float* const lse = partial_of<kC>(order, x) + kC.tile_m * kC.head_dim_v + row;
+    const auto lse_of = [&](int piece) { return lse[piece * kStride]; };
+    float highest = minus_infinity();
+    for (int piece = 0; piece < pieces; ++piece) highest = fmaxf(highest, lse_of(piece));
+    float sum = 0;
+    for (int piece = 0; piece < pieces; ++piece) sum += relative_weight(lse_of(piece), highest);
+    if (p.lse.data != nullptr && lane == 0) {
+      *scalar_of(p.lse, tile.b, tile.h, sequence.q_begin + i) =
+          sum > 0 ? highest + logf(sum) : minus_infinity();
+    }
+    auto* const to = row_of<T>(p.o, tile.b, tile.h, sequence.q_begin + i);
+    for (int d = lane; d < p.head_dim_v; d += kWarpSize) {
+      float total = 0;
+      for (int piece = 0; piece < pieces; ++piece) {
+        total += relative_weight(lse_of(piece), highest) * o[piece * kStride + d];
+      }
+      to[d] = from_float<T>(sum > 0 ? total / sum : 0.0f);
+    }
+  }
+}
+
+template <ForwardConfig C>
+Status enqueue_forward(const Parameters& p, const TileOrder& order, const Tiles& tiles,
+                       cudaStream_t stream) {
+  const bool in_order = order.items != nullptr;
+  Status status = launch("cuda_sm80 forward", forward<Constant<C>>,
+                         in_order ? tiles.most_items() : tiles.count, ForwardTraits<C>::kThreads,
+                         C.shared_bytes(), stream, p, order, static_cast<int>(tiles.per_head));
+  if (!status.ok() || !in_order) return status;
+  return launch("cuda_sm80 forward_merge", forward_merge<Constant<C>>, tiles.most_split(),
+                kMergeThreads, 0, stream, p, order, static_cast<int>(tiles.per_head));
 }
 
 template <ForwardConfig C>
 constexpr ForwardVariant forward_variant() {
-  return {C, [](const Parameters& p, cudaStream_t stream) {
-            const std::int64_t blocks = tiles_per_head(p, p.seq_q, C.tile_m) * p.heads_q;
-            return launch("cuda_sm80 forward", forward<Constant<C>>, blocks,
-                          ForwardTraits<C>::kThreads, C.shared_bytes(), stream, p);
-          }};
+  return {C, enqueue_forward<C>};
 }
 
 }  // namespace tessera::cuda::sm80

@@ -9,6 +9,7 @@
 
 #include "core/registry.hpp"
 #include "cuda/algo/parameters.hpp"
+#include "cuda/algo/tile_order.hpp"
 #include "cuda/host/launch.hpp"
 
 namespace tessera::cuda::sm80 {
@@ -22,6 +23,7 @@ struct ForwardConfig {
   int stages;   ///< Key tiles in shared memory.
   int blocks;   ///< Blocks that registers leave room for on a multiprocessor.
   bool extras;  ///< Softcap, bias, ALiBi, boolean mask, sink, dropout, scale ≤ 0.
+  bool listed;  ///< Block masks.
 
   /// Above head dim 256 the columns of v are done in parts of head_dim_v, each with the scores
   /// anew.
@@ -29,12 +31,15 @@ struct ForwardConfig {
   constexpr std::size_t shared_bytes() const {
     return 2 * (tile_m * head_dim + stages * tile_n * (head_dim + head_dim_v));
   }
+  /// Of one piece of a tile: o and lse.
+  constexpr int partial_floats() const { return tile_m * (head_dim_v + 1); }
 };
 
 /// A compiled kernel.
 struct ForwardVariant {
   ForwardConfig config;
-  Status (*enqueue)(const Parameters& p, cudaStream_t stream);
+  Status (*enqueue)(const Parameters& p, const TileOrder& order, const Tiles& tiles,
+                    cudaStream_t stream);
 };
 
 /// Those of one head dim (one source file each), most preferred first.
@@ -50,12 +55,14 @@ class Forward final : public CudaKernel {
   Forward(const Problem& problem, const ForwardVariant& variant)
       : CudaKernel(problem), variant_(variant) {}
   std::string config() const override;
-  std::size_t workspace_bytes() const override { return 0; }
+  std::size_t workspace_bytes() const override;
 
  protected:
   Status enqueue(const Arguments& arguments, cudaStream_t stream) const override;
 
  private:
+  Tiles tiles() const;
+
   const ForwardVariant& variant_;
 };
 

@@ -5,13 +5,17 @@ namespace tessera::cuda::sm80 {
 std::span<const ForwardVariant> forward_d192() {
   using enum DType;
   static constexpr ForwardVariant kVariants[] = {
-      //                              D    Dv   m    n   warps stages blocks extras
-      forward_variant<ForwardConfig{bf16, 192, 192, 128, 64, 8, 2, 1, false}>(),
-      forward_variant<ForwardConfig{f16, 192, 192, 128, 64, 8, 2, 1, false}>(),
-      forward_variant<ForwardConfig{bf16, 192, 192, 64, 32, 4, 2, 2, false}>(),
-      forward_variant<ForwardConfig{f16, 192, 192, 64, 32, 4, 2, 2, false}>(),
-      forward_variant<ForwardConfig{bf16, 192, 192, 64, 32, 4, 2, 2, true}>(),
-      forward_variant<ForwardConfig{f16, 192, 192, 64, 32, 4, 2, 2, true}>(),
+      //                              D    Dv   m    n   warps stages blocks extras listed
+      forward_variant<ForwardConfig{bf16, 192, 192, 128, 64, 8, 2, 1, false, false}>(),
+      forward_variant<ForwardConfig{bf16, 192, 192, 128, 64, 8, 2, 1, false, true}>(),
+      forward_variant<ForwardConfig{f16, 192, 192, 128, 64, 8, 2, 1, false, false}>(),
+      forward_variant<ForwardConfig{f16, 192, 192, 128, 64, 8, 2, 1, false, true}>(),
+      forward_variant<ForwardConfig{bf16, 192, 192, 64, 32, 4, 2, 2, false, false}>(),
+      forward_variant<ForwardConfig{bf16, 192, 192, 64, 32, 4, 2, 2, false, true}>(),
+      forward_variant<ForwardConfig{f16, 192, 192, 64, 32, 4, 2, 2, false, false}>(),
+      forward_variant<ForwardConfig{f16, 192, 192, 64, 32, 4, 2, 2, false, true}>(),
+      forward_variant<ForwardConfig{bf16, 192, 192, 64, 32, 4, 2, 2, true, true}>(),
+      forward_variant<ForwardConfig{f16, 192, 192, 64, 32, 4, 2, 2, true, true}>(),
   };
   return kVariants;
 }

@@ -5,11 +5,11 @@ namespace tessera::cuda::sm80 {
 std::span<const ForwardVariant> forward_d512() {
   using enum DType;
   static constexpr ForwardVariant kVariants[] = {
-      //                              D    Dv   m    n   warps stages blocks extras
-      forward_variant<ForwardConfig{bf16, 512, 256, 128, 32, 8, 2, 1, false}>(),
-      forward_variant<ForwardConfig{f16, 512, 256, 128, 32, 8, 2, 1, false}>(),
-      forward_variant<ForwardConfig{bf16, 512, 256, 128, 32, 8, 2, 1, true}>(),
-      forward_variant<ForwardConfig{f16, 512, 256, 128, 32, 8, 2, 1, true}>(),
+      //                              D    Dv   m    n   warps stages blocks extras listed
+      forward_variant<ForwardConfig{bf16, 512, 256, 128, 32, 8, 2, 1, false, true}>(),
+      forward_variant<ForwardConfig{f16, 512, 256, 128, 32, 8, 2, 1, false, true}>(),
+      forward_variant<ForwardConfig{bf16, 512, 256, 128, 32, 8, 2, 1, true, true}>(),
+      forward_variant<ForwardConfig{f16, 512, 256, 128, 32, 8, 2, 1, true, true}>(),
   };
   return kVariants;
 }

@@ -35,10 +35,22 @@ struct LaneOffset {
 
 __device__ __forceinline__ int lane_id() { return static_cast<int>(threadIdx.x % kWarpSize); }
 
+/// The same, but what is made of it is made where it is used: not kept in registers from one step
+/// of a loop to the next.
+__device__ __forceinline__ unsigned thread_anew() {
+  unsigned thread = threadIdx.x;
+  ptx::make_opaque(thread);
+  return thread;
+}
+__device__ __forceinline__ int lane_id_anew() {
+  return static_cast<int>(thread_anew() % kWarpSize);
+}
+
 /// A [16 × 16]: rows [row, row + 16) of the tile, columns [16 · k, 16 · k + 16).
 template <typename Tile>
-__device__ __forceinline__ void read_a(std::uint32_t (&a)[4], const Tile& tile, int row, int k) {
-  const LaneOffset<Tile> lane(lane_id() % 16, lane_id() / 16);
+__device__ __forceinline__ void read_a(std::uint32_t (&a)[4], const Tile& tile, int row, int k,
+                                       int id = lane_id()) {
+  const LaneOffset<Tile> lane(id % 16, id / 16);
   ptx::ldmatrix_x4(a, lane.in(tile, row, 2 * k));
 }
 
@@ -46,24 +58,25 @@ __device__ __forceinline__ void read_a(std::uint32_t (&a)[4], const Tile& tile, 
 /// [row, row + 16).
 template <typename Tile>
 __device__ __forceinline__ void read_a_transposed(std::uint32_t (&a)[4], const Tile& tile, int row,
-                                                  int m) {
-  const LaneOffset<Tile> lane(lane_id() % 8 + lane_id() / 16 * 8, lane_id() / 8 % 2);
+                                                  int m, int id = lane_id()) {
+  const LaneOffset<Tile> lane(id % 8 + id / 16 * 8, id / 8 % 2);
   ptx::ldmatrix_x4_transposed(a, lane.in(tile, row, 2 * m));
 }
 
 /// kR of them side by side: columns of the tile from 16 · m on.
 template <int kR, typename Tile>
 __device__ __forceinline__ void read_transposed(std::uint32_t (&a)[kR][4], const Tile& tile,
-                                                int row, int m) {
+                                                int row, int m, int id = lane_id()) {
 #pragma unroll
-  for (int r = 0; r < kR; ++r) read_a_transposed(a[r], tile, row, m + r);
+  for (int r = 0; r < kR; ++r) read_a_transposed(a[r], tile, row, m + r, id);
 }
 
 /// Two operands B [16 × 8]: rows [row, row + 16) of the tile, columns [16 · n, 16 · n + 8) and the
 /// 8 after them. b[0], b[1] is the first operand, b[2], b[3] the second.
 template <typename Tile>
-__device__ __forceinline__ void read_b(std::uint32_t (&b)[4], const Tile& tile, int row, int n) {
-  const LaneOffset<Tile> lane(lane_id() % 16, lane_id() / 16);
+__device__ __forceinline__ void read_b(std::uint32_t (&b)[4], const Tile& tile, int row, int n,
+                                       int id = lane_id()) {
+  const LaneOffset<Tile> lane(id % 16, id / 16);
   ptx::ldmatrix_x4_transposed(b, lane.in(tile, row, 2 * n));
 }
 
@@ -71,8 +84,8 @@ __device__ __forceinline__ void read_b(std::uint32_t (&b)[4], const Tile& tile, 
 /// them, their rows its columns [16 · k, 16 · k + 16).
 template <typename Tile>
 __device__ __forceinline__ void read_b_transposed(std::uint32_t (&b)[4], const Tile& tile, int row,
-                                                  int k) {
-  const LaneOffset<Tile> lane(lane_id() % 8 + lane_id() / 16 * 8, lane_id() / 8 % 2);
+                                                  int k, int id = lane_id()) {
+  const LaneOffset<Tile> lane(id % 8 + id / 16 * 8, id / 8 % 2);
   ptx::ldmatrix_x4(b, lane.in(tile, row, 2 * k));
 }
 
@@ -81,11 +94,11 @@ __device__ __forceinline__ void read_b_transposed(std::uint32_t (&b)[4], const T
 template <typename T, int kR, int kC, typename Tile>
 __device__ __forceinline__ void multiply_step(float (&acc)[kR][kC][4],
                                               const std::uint32_t (&a)[kR][4], const Tile& b,
-                                              int row, int n) {
+                                              int row, int n, int id = lane_id()) {
 #pragma unroll
   for (int c = 0; c < kC / 2; ++c) {
     std::uint32_t fragment[4];
-    read_b(fragment, b, row, n + c);
+    read_b(fragment, b, row, n + c, id);
 #pragma unroll
     for (int r = 0; r < kR; ++r) {
       ptx::mma_m16n8k16<T>(acc[r][2 * c], a[r], fragment[0], fragment[1]);
@@ -97,16 +110,16 @@ __device__ __forceinline__ void multiply_step(float (&acc)[kR][kC][4],
 /// acc += A · Bᵀ over whole rows: rows [row_a, …) of a, rows [row_b, …) of b.
 template <typename T, int kR, int kC, typename TileA, typename TileB>
 __device__ __forceinline__ void multiply_rows(float (&acc)[kR][kC][4], const TileA& a, int row_a,
-                                              const TileB& b, int row_b) {
+                                              const TileB& b, int row_b, int id = lane_id()) {
 #pragma unroll
   for (int k = 0; k < TileA::kCols / 16; ++k) {
     std::uint32_t left[kR][4];
 #pragma unroll
-    for (int r = 0; r < kR; ++r) read_a(left[r], a, row_a + 16 * r, k);
+    for (int r = 0; r < kR; ++r) read_a(left[r], a, row_a + 16 * r, k, id);
 #pragma unroll
     for (int c = 0; c < kC / 2; ++c) {
       std::uint32_t right[4];
-      read_b_transposed(right, b, row_b + 16 * c, k);
+      read_b_transposed(right, b, row_b + 16 * c, k, id);
 #pragma unroll
       for (int r = 0; r < kR; ++r) {
         ptx::mma_m16n8k16<T>(acc[r][2 * c], left[r], right[0], right[1]);
@@ -120,7 +133,8 @@ __device__ __forceinline__ void multiply_rows(float (&acc)[kR][kC][4], const Til
 template <typename T, int kR, int kC, int kK, typename Tile>
 __device__ __forceinline__ void multiply_registers(float (&acc)[kR][kC][4],
                                                    const std::uint32_t (&a)[kR][kK][4],
-                                                   const Tile& b, int row, int n) {
+                                                   const Tile& b, int row, int n,
+                                                   int id = lane_id()) {
 #pragma unroll
   for (int k = 0; k < kK; ++k) {
     std::uint32_t left[kR][4];
@@ -129,7 +143,7 @@ __device__ __forceinline__ void multiply_registers(float (&acc)[kR][kC][4],
 #pragma unroll
       for (int e = 0; e < 4; ++e) left[r][e] = a[r][k][e];
     }
-    multiply_step<T>(acc, left, b, row + 16 * k, n);
+    multiply_step<T>(acc, left, b, row + 16 * k, n, id);
   }
 }
 
@@ -137,21 +151,23 @@ __device__ __forceinline__ void multiply_registers(float (&acc)[kR][kC][4],
 /// rows from `column` on.
 template <int kK, typename T, int kR, int kC, typename TileA, typename TileB>
 __device__ __forceinline__ void multiply_columns(float (&acc)[kR][kC][4], const TileA& a, int row_a,
-                                                 int column, const TileB& b, int n) {
+                                                 int column, const TileB& b, int n,
+                                                 int id = lane_id()) {
 #pragma unroll
   for (int k = 0; k < kK; ++k) {
     std::uint32_t left[kR][4];
 #pragma unroll
-    for (int r = 0; r < kR; ++r) read_a(left[r], a, row_a + 16 * r, column / 16 + k);
-    multiply_step<T>(acc, left, b, column + 16 * k, n);
+    for (int r = 0; r < kR; ++r) read_a(left[r], a, row_a + 16 * r, column / 16 + k, id);
+    multiply_step<T>(acc, left, b, column + 16 * k, n, id);
   }
 }
 
 /// Writes an operand A into a tile at (row, column).
 template <int kR, int kK, typename Tile>
 __device__ __forceinline__ void store_operand(const Tile& tile, int row, int column,
-                                              const std::uint32_t (&a)[kR][kK][4]) {
-  const LaneOffset<Tile> lane(lane_id() / 4, 0, lane_id() % 4);
+                                              const std::uint32_t (&a)[kR][kK][4],
+                                              int id = lane_id()) {
+  const LaneOffset<Tile> lane(id / 4, 0, id % 4);
 #pragma unroll
   for (int r = 0; r < kR; ++r) {
 #pragma unroll
@@ -168,8 +184,9 @@ __device__ __forceinline__ void store_operand(const Tile& tile, int row, int col
 /// Writes an accumulator, multiplied and rounded, into a tile at (row, column).
 template <typename T, int kR, int kC, typename Tile>
 __device__ __forceinline__ void store_accumulator(const Tile& tile, int row, int column,
-                                                  const float (&acc)[kR][kC][4], float factor) {
-  const LaneOffset<Tile> lane(lane_id() / 4, 0, lane_id() % 4);
+                                                  const float (&acc)[kR][kC][4], float factor,
+                                                  int id = lane_id()) {
+  const LaneOffset<Tile> lane(id / 4, 0, id % 4);
 #pragma unroll
   for (int r = 0; r < kR; ++r) {
 #pragma unroll

@@ -47,12 +47,12 @@ struct SharedTile {
 template <int kThreads, typename T, int kRows, int kCols>
 __device__ __forceinline__ void copy_vectors(const SharedTile<T, kRows, kCols>& tile, const T* rows,
                                              std::int64_t stride, int row0, int count, int columns,
-                                             unsigned listed) {
+                                             unsigned listed, unsigned thread = threadIdx.x) {
   using Tile = SharedTile<T, kRows, kCols>;
   constexpr int kPassRows = kThreads / Tile::kPanelVectors;  // rows that the threads span
   static_assert(kPassRows % 8 == 0, "passes share a swizzle");
-  const int row = static_cast<int>(threadIdx.x / Tile::kPanelVectors);
-  const int vector = static_cast<int>(threadIdx.x % Tile::kPanelVectors);
+  const int row = static_cast<int>(thread / Tile::kPanelVectors);
+  const int vector = static_cast<int>(thread % Tile::kPanelVectors);
   std::uint32_t to = tile.at(row, vector);
   const T* from = rows + row0 * stride + (row * stride + vector * Tile::kVector);
   const auto copy_panels = [&](int pass, int used_columns) {
@@ -114,9 +114,10 @@ __device__ inline void store_elements(const SharedTile<T, kRows, kCols>& tile, c
 template <int kThreads, typename T, int kRows, int kCols>
 __device__ __forceinline__ void load_tile(const SharedTile<T, kRows, kCols>& tile, const T* rows,
                                           std::int64_t stride, bool vectors, int row0, int count,
-                                          int columns, unsigned listed = ~0u) {
+                                          int columns, unsigned listed = ~0u,
+                                          unsigned thread = threadIdx.x) {
   if (vectors) {
-    copy_vectors<kThreads>(tile, rows, stride, row0, count, columns, listed);
+    copy_vectors<kThreads>(tile, rows, stride, row0, count, columns, listed, thread);
   } else {
     store_elements<kThreads>(tile, rows, stride, row0, count, columns, listed);
   }
