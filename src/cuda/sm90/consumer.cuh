@@ -217,7 +217,9 @@ class Consumer {
     ptx::arrive_group(kTurnBarrier + next, 2 * kGroupThreads);
   }
 
+  /// All lanes have read what the barrier guards.
   __device__ __forceinline__ static void release(std::uint32_t barrier) {
+    __syncwarp();
     if (threadIdx.x % kWarpSize == 0) ptx::mbarrier_arrive(barrier);
   }
 

@@ -25,7 +25,7 @@ class Producer {
         copies_(C.extras && copies),
         shared_(shared) {}
 
-  /// Loads what the block's works need, and says that twork is nothing more.
+  /// Loads what the block's works need, and says that there is nothing more.
   __device__ void run() {
     for (int x = works_.next(); x >= 0; x = works_.next()) {
       const TileIndex tile = locate_work<C>(p_, schedule_, x);
