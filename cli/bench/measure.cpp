@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <ctime>
 #include <numeric>
 #include <optional>
 #include <thread>
@@ -26,9 +27,11 @@ constexpr double kShortestSample = 0.002;
 constexpr double kLongRun = 2.0;
 constexpr std::size_t kFewestSamples = 3;
 constexpr std::size_t kMostSamples = 200;
-// OpenBLAS's threads wait for more work in a busy loop for up to 2^26 clock cycles. Whoever runs
-// next would share the CPUs with them.
-constexpr std::chrono::milliseconds kSettle{40};
+// OpenBLAS's threads wait for more work in a busy loop, for a tenth of a second and longer. Whoever
+// runs next would share the CPUs with them: they are given time until they sleep.
+constexpr std::chrono::milliseconds kSettle{10};
+constexpr int kMostSettles = 50;
+constexpr double kAsleep = 0.1;  // share of a CPU that this process may use then
 
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
@@ -90,7 +93,14 @@ void CpuMeter::sample(Running& r) {
 }
 
 void CpuMeter::settle(const Running& r) {
-  if (r.variant.impl == "standard" && r.variant.threads > 1) std::this_thread::sleep_for(kSettle);
+  if (r.variant.impl != "standard" || r.variant.threads == 1) return;
+  for (int i = 0; i < kMostSettles; ++i) {
+    const std::clock_t before = std::clock();  // of all threads of the process
+    const Clock::time_point start = Clock::now();
+    std::this_thread::sleep_for(kSettle);
+    const double used = static_cast<double>(std::clock() - before) / CLOCKS_PER_SEC;
+    if (used < kAsleep * seconds_since(start)) return;
+  }
 }
 
 void CpuMeter::prepare(Running& r, const Case& problem, Tensors& tensors) {
