@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
-from torch.overrides import TorchFunctionMode
 
 from ._attention import attention
 
@@ -83,11 +85,14 @@ def scaled_dot_product_attention(
     return o.reshape(*lead, *o.shape[-2:]) if len(lead) != 2 else o
 
 
-class route_sdpa(TorchFunctionMode):
-    """Within `with tessera.route_sdpa():` PyTorch's scaled_dot_product_attention is Tessera's, for
-    this thread and wherever it is called from; a call that Tessera cannot serve is an error."""
-
-    def __torch_function__(self, function, types, arguments=(), named=None):
-        if function is torch.nn.functional.scaled_dot_product_attention:
-            return scaled_dot_product_attention(*arguments, **(named or {}))
-        return function(*arguments, **(named or {}))
+@contextlib.contextmanager
+def route_sdpa() -> Iterator[None]:
+    """Within `with tessera.route_sdpa():` torch.nn.functional.scaled_dot_product_attention is
+    Tessera's, for PyTorch's own modules too and on all threads; a call that Tessera cannot serve is
+    an error. A name imported from torch.nn.functional before is not reached."""
+    own = torch.nn.functional.scaled_dot_product_attention
+    torch.nn.functional.scaled_dot_product_attention = scaled_dot_product_attention
+    try:
+        yield
+    finally:
+        torch.nn.functional.scaled_dot_product_attention = own

@@ -37,6 +37,10 @@ torch.ops.load_library(_file)
 
 attention = torch.ops.tessera.attention.default
 attention_backward = torch.ops.tessera.attention_backward.default
+_DEFAULTS = [
+    argument.default_value if argument.has_default_value() else None
+    for argument in attention._schema.arguments
+]
 
 
 def _empty_in_order_of(like: torch.Tensor, last: int) -> torch.Tensor:
@@ -73,43 +77,49 @@ def _attention_backward_fake(d_o, d_lse, o, lse, gradients, q, k, v, *rest, **na
     return tuple(results)
 
 
-# The dispatcher leaves arguments at the end out that have their default, and autograd with it.
+class _Attention(torch.autograd.Function):
+    """Attention with its gradients; takes and gives what the operator does."""
+
+    @staticmethod
+    def forward(ctx, *arguments):
+        if ctx.needs_input_grad[_ALIBI]:
+            raise ValueError("alibi: requires grad, but ALiBi slopes have no gradient: detach them")
+        with torch._C._AutoDispatchBelowAutograd():
+            o, lse = attention(*arguments)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(o, lse, *(arguments[i] for i in _TENSORS))
+        ctx.settings = [None if i in _TENSORS else arguments[i] for i in range(_ARGUMENTS)]
+        return o, lse
+
+    @staticmethod
+    def backward(ctx, d_o, d_lse):
+        o, lse, *tensors = ctx.saved_tensors
+        arguments = list(ctx.settings)
+        for position, tensor in zip(_TENSORS, tensors):
+            arguments[position] = tensor
+        wanted = sum(bit for position, bit in GRADIENTS.items() if ctx.needs_input_grad[position])
+        if d_o is None:
+            d_o = torch.zeros_like(o)
+        results = attention_backward(d_o, d_lse, o, lse, wanted, *arguments)
+        gradients = [None] * _ARGUMENTS
+        for (position, bit), gradient in zip(GRADIENTS.items(), results):
+            if wanted & bit:
+                gradients[position] = gradient
+        return tuple(gradients)
 
 
-def _setup_context(ctx, inputs, output):
-    if any(ctx.needs_input_grad[_ALIBI : _ALIBI + 1]):
-        raise ValueError("alibi: requires grad, but ALiBi slopes have no gradient: detach them")
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*output, *(inputs[i] for i in _TENSORS))
-    ctx.settings = [None if i in _TENSORS else inputs[i] for i in range(_ARGUMENTS)]
-
-
-def _backward(ctx, d_o, d_lse):
-    o, lse, *tensors = ctx.saved_tensors
-    arguments = list(ctx.settings)
-    for position, tensor in zip(_TENSORS, tensors):
-        arguments[position] = tensor
-    needed = ctx.needs_input_grad
-    wanted = [position for position in GRADIENTS if any(needed[position : position + 1])]
-    if d_o is None:
-        d_o = torch.zeros_like(o)
-    results = attention_backward(
-        d_o, d_lse, o, lse, sum(GRADIENTS[position] for position in wanted), *arguments
-    )
-    gradients = [None] * len(needed)
-    for position, gradient in zip(GRADIENTS, results):
-        if position in wanted:
-            gradients[position] = gradient
-    return tuple(gradients)
+def _autograd_kernel(*arguments):
+    # The dispatcher leaves arguments at the end out that have their default.
+    if torch._C.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
+        return _Attention.apply(*arguments, *_DEFAULTS[len(arguments) :])
+    with torch._C._AutoDispatchBelowAutograd():
+        return attention(*arguments)
 
 
 def _no_second_derivative(ctx, *gradients):
     raise RuntimeError("tessera::attention: no second derivatives, expected create_graph=False")
 
 
-torch.library.register_autograd(
-    "tessera::attention", _backward, setup_context=_setup_context
-)
 torch.library.register_autograd("tessera::attention_backward", _no_second_derivative)
 
 
@@ -132,6 +142,7 @@ def _autocast_kernel(device_type: str, key: torch._C.DispatchKey):
 
 
 _library = torch.library.Library("tessera", "FRAGMENT")
+_library.impl("attention", _autograd_kernel, "Autograd")
 for _device, _key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
     _library.impl(
         "attention", _autocast_kernel(_device, getattr(torch._C.DispatchKey, _key)), _key
