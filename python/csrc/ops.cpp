@@ -46,7 +46,7 @@ struct Arguments {
 tessera_block_mask_view view_of_block_mask(const Tensor& packed,
                                            const std::vector<int64_t>& shape) {
   if (shape.size() != kSizes) {
-    throw std::invalid_argument("block_mask_shape: " + std::to_string(shape.size()) +
+    throw_invalid_argument("block_mask_shape: " + std::to_string(shape.size()) +
                                 " numbers, expected " + std::to_string(kSizes));
   }
   tessera_block_mask_view view{};
@@ -60,7 +60,7 @@ tessera_block_mask_view view_of_block_mask(const Tensor& packed,
   view.entries = shape[kEntries];
   view.partial_blocks = shape[kPartial];
   if (view.block_q <= 0 || view.block_kv <= 0) {
-    throw std::invalid_argument("block_mask_shape: block sizes " + std::to_string(view.block_q) +
+    throw_invalid_argument("block_mask_shape: block sizes " + std::to_string(view.block_q) +
                                 " and " + std::to_string(view.block_kv) +
                                 ", expected positive multiples of 16");
   }
@@ -72,7 +72,7 @@ tessera_block_mask_view view_of_block_mask(const Tensor& packed,
   const int64_t bytes = 8 * longs + 4 * (3 * view.entries + words);
   if (const int64_t given = packed.numel() * static_cast<int64_t>(packed.element_size());
       given != bytes || !packed.is_contiguous()) {
-    throw std::invalid_argument("block_mask: " + std::to_string(given) + " bytes, expected " +
+    throw_invalid_argument("block_mask: " + std::to_string(given) + " bytes, expected " +
                                 std::to_string(bytes) + " contiguous ones");
   }
   const auto* at64 = static_cast<const int64_t*>(packed.data_ptr());
@@ -174,7 +174,7 @@ class Call {
   static uint64_t read_seed(const OptionalTensor& seed) {
     if (!seed || is_cuda(*seed) || dtype_of(*seed) != aoti_torch_dtype_int64() ||
         seed->numel() != 1) {
-      throw std::invalid_argument(
+      throw_invalid_argument(
           "seed: expected an int64 tensor of one element on the CPU, as dropout_p is above 0");
     }
     return static_cast<uint64_t>(*static_cast<const int64_t*>(seed->data_ptr()));
@@ -192,7 +192,7 @@ void require_rank(const Arguments& a) {
   for (const auto& [name, tensor] :
        {std::pair{"q", &a.q}, std::pair{"k", &a.k}, std::pair{"v", &a.v}}) {
     if (tensor->dim() != expected) {
-      throw std::invalid_argument(std::string(name) + ": rank " + std::to_string(tensor->dim()) +
+      throw_invalid_argument(std::string(name) + ": rank " + std::to_string(tensor->dim()) +
                                   ", expected " + std::to_string(expected));
     }
   }

@@ -54,10 +54,14 @@ void parallel(void*, int count, tessera_task task, void* task_context) {
 
 }  // namespace
 
+void throw_invalid_argument(const std::string& message) {
+  throw std::runtime_error("invalid argument: " + message);
+}
+
 void check(tessera_status status) {
   if (status == TESSERA_OK) return;
   const std::string message = tessera_last_error();
-  if (status == TESSERA_INVALID_ARGUMENT) throw std::invalid_argument(message);
+  if (status == TESSERA_INVALID_ARGUMENT) throw_invalid_argument(message);
   throw std::runtime_error(message);
 }
 
@@ -66,7 +70,7 @@ tessera_tensor view_of(const Tensor& tensor, const char* name) {
   view.struct_size = sizeof view;
   view.dtype = to_tessera_dtype(dtype_of(tensor));
   if (view.dtype < 0) {
-    throw std::invalid_argument(std::string(name) +
+    throw_invalid_argument(std::string(name) +
                                 ": dtype unknown to Tessera, expected float32, float16, bfloat16, "
                                 "float64, int32 or bool");
   }

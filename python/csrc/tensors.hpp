@@ -6,14 +6,18 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
 
 namespace tessera_torch {
 
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-/// Throws what a failed call left in tessera_last_error: std::invalid_argument for
-/// TESSERA_INVALID_ARGUMENT (Python: ValueError), else std::runtime_error (RuntimeError).
+/// Says that an argument is wrong. The way through PyTorch leaves only the message of an exception,
+/// so the Python package knows these by how they begin, and makes them a ValueError.
+[[noreturn]] void throw_invalid_argument(const std::string& message);
+
+/// Throws what a failed call left in tessera_last_error, as above for TESSERA_INVALID_ARGUMENT.
 void check(tessera_status status);
 
 /// A view of a tensor. `name` stands in the messages.

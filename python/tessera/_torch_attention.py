@@ -9,6 +9,10 @@ from ._arguments import Settings
 from ._block_mask import BlockMask
 
 
+# How the operators' messages about wrong arguments begin (csrc/tensors.cpp).
+_INVALID_ARGUMENT = "invalid argument: "
+
+
 def _new_seed(q: torch.Tensor) -> torch.Tensor:
     """A dropout seed from PyTorch's default generator, on the CPU, which torch.manual_seed sets and
     checkpointing restores."""
@@ -38,7 +42,7 @@ def attention(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """o and lse of [B, H, S, D] tensors, or of [T, H, D] ones with cu_seqlens."""
     deterministic = settings.deterministic or torch.are_deterministic_algorithms_enabled()
-    return _torch_ops.attention(
+    arguments = (
         q,
         k,
         v,
@@ -63,3 +67,12 @@ def attention(
         settings.precision,
         deterministic,
     )
+    if torch.compiler.is_compiling():
+        return _torch_ops.attention(*arguments)
+    try:
+        return _torch_ops.attention(*arguments)
+    except RuntimeError as error:
+        message = str(error)
+        if message.startswith(_INVALID_ARGUMENT):
+            raise ValueError(message.removeprefix(_INVALID_ARGUMENT)) from None
+        raise

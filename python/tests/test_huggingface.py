@@ -85,12 +85,3 @@ def test_generate(device, make, padding):
     expected = eager.generate(**inputs, **options)
     assert torch.equal(ours.generate(**inputs, **options), expected)
     assert torch.equal(ours.generate(**inputs, **options, use_cache=False), expected)
-
-
-def test_named_precisions_say_what_is_missing(device):
-    if "sage8" in str(tessera.implementations()):
-        pytest.skip("this build has sage8")
-    _, ours = pair(gpt2, device)
-    ours.set_attn_implementation("tessera_sage8")
-    with pytest.raises(RuntimeError, match="no implementation accepts"):
-        ours(**batch(device, "none"))
