@@ -47,7 +47,7 @@ tessera_block_mask_view view_of_block_mask(const Tensor& packed,
                                            const std::vector<int64_t>& shape) {
   if (shape.size() != kSizes) {
     throw_invalid_argument("block_mask_shape: " + std::to_string(shape.size()) +
-                                " numbers, expected " + std::to_string(kSizes));
+                           " numbers, expected " + std::to_string(kSizes));
   }
   tessera_block_mask_view view{};
   view.struct_size = sizeof view;
@@ -61,8 +61,8 @@ tessera_block_mask_view view_of_block_mask(const Tensor& packed,
   view.partial_blocks = shape[kPartial];
   if (view.block_q <= 0 || view.block_kv <= 0) {
     throw_invalid_argument("block_mask_shape: block sizes " + std::to_string(view.block_q) +
-                                " and " + std::to_string(view.block_kv) +
-                                ", expected positive multiples of 16");
+                           " and " + std::to_string(view.block_kv) +
+                           ", expected positive multiples of 16");
   }
   view.q_blocks = (view.seq_q + view.block_q - 1) / view.block_q;
   view.kv_blocks = (view.seq_kv + view.block_kv - 1) / view.block_kv;
@@ -73,7 +73,7 @@ tessera_block_mask_view view_of_block_mask(const Tensor& packed,
   if (const int64_t given = packed.numel() * static_cast<int64_t>(packed.element_size());
       given != bytes || !packed.is_contiguous()) {
     throw_invalid_argument("block_mask: " + std::to_string(given) + " bytes, expected " +
-                                std::to_string(bytes) + " contiguous ones");
+                           std::to_string(bytes) + " contiguous ones");
   }
   const auto* at64 = static_cast<const int64_t*>(packed.data_ptr());
   view.row_offsets = at64;
@@ -193,7 +193,7 @@ void require_rank(const Arguments& a) {
        {std::pair{"q", &a.q}, std::pair{"k", &a.k}, std::pair{"v", &a.v}}) {
     if (tensor->dim() != expected) {
       throw_invalid_argument(std::string(name) + ": rank " + std::to_string(tensor->dim()) +
-                                  ", expected " + std::to_string(expected));
+                             ", expected " + std::to_string(expected));
     }
   }
 }

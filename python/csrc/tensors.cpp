@@ -71,8 +71,8 @@ tessera_tensor view_of(const Tensor& tensor, const char* name) {
   view.dtype = to_tessera_dtype(dtype_of(tensor));
   if (view.dtype < 0) {
     throw_invalid_argument(std::string(name) +
-                                ": dtype unknown to Tessera, expected float32, float16, bfloat16, "
-                                "float64, int32 or bool");
+                           ": dtype unknown to Tessera, expected float32, float16, bfloat16, "
+                           "float64, int32 or bool");
   }
   const auto sizes = tensor.sizes();
   const auto strides = tensor.strides();
