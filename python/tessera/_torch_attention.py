@@ -70,7 +70,7 @@ def attention(
     if torch.compiler.is_compiling():
         return _torch_ops.attention(*arguments)
     try:
-        return _torch_ops.attention(*arguments)
+        return _torch_ops.attend(arguments)
     except RuntimeError as error:
         message = str(error)
         if message.startswith(_INVALID_ARGUMENT):
