@@ -16,6 +16,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 from ._attention import attention
+from ._block_mask import BlockMask
 
 NAMES = {"tessera": "exact", "tessera_sage8": "sage8", "tessera_sage4": "sage4"}
 
@@ -34,6 +35,7 @@ def attention_forward(
     s_aux: torch.Tensor | None = None,
     *,
     precision: str = "exact",
+    block_mask: BlockMask | None = None,
     **others,
 ) -> tuple[torch.Tensor, None]:
     """An attention function as transformers' AttentionInterface calls it.
@@ -46,6 +48,8 @@ def attention_forward(
         attention_mask: boolean (true = attend) or additive, [B, 1, Sq, Skv]; it contains causality.
         position_bias: added to the scores.
         s_aux: [Hq] logits of attention sinks.
+        precision: as `tessera.attention` has it.
+        block_mask: which blocks of the score matrix exist, besides the other masks.
 
     Returns:
         [B, Sq, Hq, Dv], and None in place of the attention weights.
@@ -66,6 +70,7 @@ def attention_forward(
         alignment="top_left",  # keys behind the queries are a static cache's empty places
         mask=mask,
         bias=bias,
+        block_mask=block_mask,
         softcap=softcap,
         sinks=None if s_aux is None else s_aux.float(),
         dropout_p=dropout,
