@@ -13,8 +13,8 @@ from ._library import Handle, call
 _INPUTS = {"alibi": "alibi_slopes", "sinks": "sink"}  # the others have the same name there
 
 
-def describe(settings: Settings) -> _library.Attention:
-    """The settings as the C interface takes them."""
+def describe(settings: Settings, plan: Handle | None) -> _library.Attention:
+    """The settings as the C interface takes them, with the adaptive plan that they name."""
     return _library.Attention(
         causal=settings.causal,
         alignment=int(settings.top_left),
@@ -27,6 +27,8 @@ def describe(settings: Settings) -> _library.Attention:
         dropout_p=settings.dropout_p,
         precision=settings.precision,
         deterministic=settings.deterministic,
+        adaptive_plan=None if plan is None else plan.pointer,
+        layer=settings.layer,
     )
 
 
@@ -34,7 +36,8 @@ class Call:
     """Views of the inputs of one call, which live as long as this object."""
 
     def __init__(self, settings: Settings, block_mask: BlockMask | None, **arrays: Any) -> None:
-        self.attention = describe(settings)
+        self._adaptive = None if settings.plan is None else _library.adaptive_plan(settings.plan)
+        self.attention = describe(settings, self._adaptive)
         self._views = {
             name: _arrays.View(name, array) for name, array in arrays.items() if array is not None
         }

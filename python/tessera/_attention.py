@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from . import _array_attention
@@ -50,7 +51,7 @@ def attention(
     dropout_p: float = 0.0,
     scale: float | None = None,
     precision: Precision = "exact",
-    plan: str | None = None,
+    plan: str | os.PathLike | None = None,
     layer: int | None = None,
     layout: Layout = "bhsd",
     deterministic: bool = False,
@@ -80,8 +81,9 @@ def attention(
         dropout_p: probability of dropping an element of the softmax; PyTorch tensors only, seeded
             from PyTorch's default generator.
         scale: 1/√D unless given.
-        precision: "exact"; other names need rows of the table that take them.
-        plan: a calibration's plan file, for precision "adaptive".
+        precision: "exact"; other names need rows of the table that take them. Gradients are those
+            of exact attention.
+        plan: a calibration's plan file, for precision "adaptive", of which step 0 is used.
         layer: the layer's number in that plan.
         layout: "bhsd" as above, or "bshd": q [B, Sq, Hq, D] and so on, o too.
         deterministic: the backward pass gives the same bits from run to run.
@@ -156,7 +158,7 @@ def attention_varlen(
     dropout_p: float = 0.0,
     scale: float | None = None,
     precision: Precision = "exact",
-    plan: str | None = None,
+    plan: str | os.PathLike | None = None,
     layer: int | None = None,
     deterministic: bool = False,
     return_lse: bool = False,

@@ -66,6 +66,8 @@ def attention(
         settings.dropout_p,
         settings.precision,
         deterministic,
+        settings.plan,
+        settings.layer,
     )
     if torch.compiler.is_compiling():
         return _torch_ops.attention(*arguments)

@@ -85,3 +85,16 @@ def test_generate(device, make, padding):
     expected = eager.generate(**inputs, **options)
     assert torch.equal(ours.generate(**inputs, **options), expected)
     assert torch.equal(ours.generate(**inputs, **options, use_cache=False), expected)
+
+
+def test_quantised_by_name():
+    """tessera_sage8 through a model on the CPU, where the scalar model of the scheme computes it."""
+    torch.manual_seed(0)
+    eager, ours = pair(gpt2, "cpu")
+    ours.set_attn_implementation("tessera_sage8")
+    inputs = batch("cpu", "left")
+    used = inputs["attention_mask"].bool()
+    with torch.no_grad():
+        expected, got = (model(**inputs).logits[used] for model in (eager, ours))
+    assert not torch.equal(got, expected)
+    torch.testing.assert_close(got, expected, atol=0.02, rtol=0.02)
