@@ -17,7 +17,6 @@ import torch
 
 import tessera
 import tessera_c
-from tessera import _library
 
 CALLS = 200
 TURNS = 15
@@ -52,7 +51,7 @@ def contenders(options):
     dtype = torch.bfloat16 if options.device == "cuda" else torch.float32
     q, k, v, d_o = (torch.randn(shape, device=options.device, dtype=dtype) for _ in range(4))
     tracked = [t.clone().requires_grad_() for t in (q, k, v)]
-    plan = tessera_c.Plan(tessera_c.Library(_library.path()), q, k, v, d_o)
+    plan = tessera_c.Plan(q, k, v, d_o)
     sdpa = torch.nn.functional.scaled_dot_product_attention
     o = tessera.attention(*tracked)
     o_sdpa = sdpa(*tracked)
