@@ -83,7 +83,8 @@ def test_compiled_training(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("part", ["model", "block"])
-def test_benchmark(tmp_path, part):
+def test_benchmark(tmp_path, part, monkeypatch):
+    monkeypatch.setattr(benchmark, "VOCABULARY", 97)
     path = tmp_path / "speed.json"
     options = ["--part", part, "--sizes", "tiny", "--contexts", "32", "--tokens", "64"]
     options += ["--precision", "f32", "--turns", "2", "--steps", "1", "--device", "cpu"]

@@ -20,6 +20,7 @@ MINIMUM = (2, 10)
 # Bits of attention_backward's `gradients`, by position of the input in the schema.
 GRADIENTS = {0: 1, 1: 2, 2: 4, 3: 8, 6: 16}
 _BITS = tuple(GRADIENTS.values())
+_RARE = 15  # arguments from here on, after `causal`, are no tensors and seldom given
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 _AUTOCAST = {
     "cpu": torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU),
@@ -113,9 +114,8 @@ class _Attention(torch.autograd.Function):
         return (*gradients, None)
 
 
-def _autograd_kernel(*arguments):
-    # The dispatcher leaves arguments at the end out that have their default.
-    arguments += _DEFAULTS[len(arguments) :]
+def _differentiable(arguments):
+    """attention(*arguments), recorded for autograd if a tensor among them requires grad."""
     q, k, v, bias, _, alibi, sinks = arguments[:7]
     if torch.is_grad_enabled():
         if alibi is not None and alibi.requires_grad:
@@ -128,8 +128,15 @@ def _autograd_kernel(*arguments):
             or (sinks is not None and sinks.requires_grad)
         ):
             return _Attention.apply(q, k, v, bias, sinks, arguments)
+    if arguments[_RARE:] == _DEFAULTS[_RARE:]:  # each argument that is given costs time
+        arguments = arguments[:_RARE]
     with torch._C._AutoDispatchBelowAutograd():
         return attention(*arguments)
+
+
+def _autograd_kernel(*arguments):
+    # The dispatcher leaves arguments at the end out that have their default.
+    return _differentiable(arguments + _DEFAULTS[len(arguments) :])
 
 
 def _no_second_derivative(ctx, *gradients):
@@ -169,8 +176,8 @@ def attend(arguments: tuple) -> tuple[torch.Tensor, torch.Tensor]:
     device_type = "cuda" if q.is_cuda else "cpu"
     if torch.is_autocast_enabled(device_type):
         with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST[device_type]):
-            return _autograd_kernel(*_autocast(device_type, q, k, v, bias, arguments[4:]))
-    return _autograd_kernel(*arguments)
+            return _differentiable(_autocast(device_type, q, k, v, bias, arguments[4:]))
+    return _differentiable(arguments)
 
 
 _library = torch.library.Library("tessera", "FRAGMENT")
