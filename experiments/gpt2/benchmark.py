@@ -53,7 +53,7 @@ class BlockStep:
 
     def __init__(self, cell: dict, attention: str, compiled: bool, device: torch.device) -> None:
         config = gpt2.configuration(cell["size"], VOCABULARY, cell["context"])
-        config._attn_implementation = attention
+        config._attn_implementation = gpt2.WHOLE if attention == "tessera" else attention
         dtype = torch.bfloat16 if cell["precision"] == "bf16" else torch.float32
         torch.manual_seed(0)
         self._block = GPT2Block(config, layer_idx=0).to(device, dtype)
@@ -149,7 +149,7 @@ def measure_cell(cell: dict, options: argparse.Namespace, device: torch.device) 
 
 
 def line_of(record: dict, records: list[dict]) -> str:
-    """One record for reading, beside `eager` and `sdpa` of the same cell."""
+    """One record for reading, beside the others of the same cell that are not Tessera's."""
     title = (
         f"{record['size']:7} {record['context']:6} x{record['batch']:<3} {record['precision']:8} "
         f"{'compiled' if record['compiled'] else '':8} {record['attention']:14}"
@@ -161,7 +161,7 @@ def line_of(record: dict, records: list[dict]) -> str:
         text += f" {record['peak_bytes'] / 2**30:7.2f} GiB"
     for other in records:
         same = all(other[name] == record[name] for name in ("size", "context", "compiled"))
-        if same and other is not record and other["attention"] in ("eager", "sdpa"):
+        if same and other is not record and not other["attention"].startswith("tessera"):
             if "seconds" in other:
                 ratio = other["seconds"] / record["seconds"]
                 text += f"  {ratio:.2f}x {other['attention']}"

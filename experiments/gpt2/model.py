@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface, GPT2Config, GPT2LMHeadModel
-from transformers.masking_utils import sdpa_mask
+from transformers import AttentionInterface, GPT2Config, GPT2LMHeadModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 import tessera
 from tessera.huggingface import attention_forward
@@ -18,7 +18,13 @@ SIZES = {  # layers, heads, width
     "medium": (24, 16, 1024),
 }
 SPARSE = "tessera_sparse"
-ATTENTIONS = ("eager", "sdpa", "tessera", SPARSE)
+# Batches here are whole sequences without padding. Under torch.compile transformers makes a mask of
+# the scores' size all the same, in case position_ids say that sequences are packed; for a name that
+# has no mask function it makes none. `sdpa` is as transformers has it, `sdpa_whole` without the mask.
+WHOLE = "tessera_whole"
+AttentionInterface.register(WHOLE, attention_forward)
+AttentionInterface.register("sdpa_whole", sdpa_attention_forward)
+ATTENTIONS = ("eager", "sdpa", "sdpa_whole", "tessera", SPARSE)
 EVALUATED = (*ATTENTIONS, "tessera_sage8", "tessera_sage4")  # these have no gradients worth training
 PATTERNS = {  # key blocks that a query block visits, of those that causality leaves
     "butterfly": tessera.BlockMask.butterfly,
@@ -49,7 +55,11 @@ def register_sparse(context: int, device: torch.device, pattern: str, block: int
     """Makes SPARSE causal attention over a pattern of blocks, for sequences of `context` tokens."""
     mask = PATTERNS[pattern](context, context, block_q=block, block_kv=block).to(device)
     AttentionInterface.register(SPARSE, partial(attention_forward, block_mask=mask))
-    AttentionMaskInterface.register(SPARSE, sdpa_mask)
+
+
+def set_attention(model: GPT2LMHeadModel, attention: str) -> None:
+    """One of EVALUATED."""
+    model.set_attn_implementation(WHOLE if attention == "tessera" else attention)
 
 
 def make_model(
@@ -59,7 +69,7 @@ def make_model(
     torch.manual_seed(seed)
     model = GPT2LMHeadModel(config)
     model.loss_type = "ForCausalLM"  # transformers 5 does not find it by the class's name
-    model.set_attn_implementation(attention)
+    set_attention(model, attention)
     return model.to(device, torch.bfloat16 if precision == "bf16" else torch.float32).train()
 
 

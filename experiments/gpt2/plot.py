@@ -25,6 +25,7 @@ import log  # noqa: E402
 COLOURS = {
     "eager": "tab:gray",
     "sdpa": "tab:orange",
+    "sdpa_whole": "tab:red",
     "tessera": "tab:blue",
     "tessera_sparse": "tab:green",
 }

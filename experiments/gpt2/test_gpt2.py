@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import benchmark  # noqa: E402
 import data  # noqa: E402
 import log  # noqa: E402
+import model as gpt2  # noqa: E402
 import train  # noqa: E402
 
 TEXT = str(Path(__file__).with_name("README.md"))
@@ -80,6 +81,25 @@ def test_compiled_training(tmp_path, monkeypatch):
     options = ["--batch", "2", "--steps", "2"]
     compiled = run(tmp_path / "compiled", *options, "--compile")
     torch.testing.assert_close(compiled, run(tmp_path / "not", *options), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("attention", ["tessera", "tessera_sparse"])
+def test_compiled_models_have_no_mask(attention):
+    masks = []
+
+    def note_masks(graph, inputs):
+        nodes = [n for n in graph.graph.nodes if n.target is torch.ops.tessera.attention.default]
+        masks.extend(node.args[4] for node in nodes)
+        return graph.forward
+
+    device = torch.device("cpu")
+    gpt2.register_sparse(48, device, "local_global", block=16)
+    model = gpt2.make_model(gpt2.configuration("tiny", 97, 48), attention, "f32", device, seed=0)
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend=note_masks, dynamic=False)
+    tokens = torch.randint(97, (2, 48))
+    torch.testing.assert_close(gpt2.loss_of(compiled, tokens, "f32"), gpt2.loss_of(model, tokens, "f32"))
+    assert masks == [None, None]
 
 
 @pytest.mark.parametrize("part", ["model", "block"])

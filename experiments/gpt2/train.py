@@ -121,7 +121,7 @@ class Training:
     def validate(self, attention: str) -> float:
         """The loss on the text's end, computed with a given attention."""
         options = self._options
-        self.model.set_attn_implementation(attention)
+        gpt2.set_attention(self.model, attention)
         self.model.eval()
         losses = [
             gpt2.loss_of(
@@ -130,7 +130,7 @@ class Training:
             for n in range(options.validation_batches)
         ]
         self.model.train()
-        self.model.set_attn_implementation(options.attention)
+        gpt2.set_attention(self.model, options.attention)
         return self._workers.mean(torch.stack(losses).mean())
 
     def save(self) -> None:
