@@ -103,11 +103,7 @@ __global__ void __launch_bounds__(BackwardTiles<ConfigOf::value>::kThreads, Conf
       uniform(query_area<C>(p, sequence, tile, item, keys, accumulators.turns != nullptr));
 
   const auto load_keys = [&] {
-    unsigned listed = 0;
-    const int heads = p.block_mask.heads > 1 ? p.group : 1;  // others list the same
-    for (int h = h_kv * p.group; h < h_kv * p.group + heads; ++h) {
-      listed |= listed_granules<Side::keys>(p, b, h, keys);
-    }
+    const unsigned listed = listed_keys(p, b, h_kv, keys);
     load_tile<S::kThreads>(k, row_of<T>(p.k, b, h_kv, sequence.kv_begin), p.k.stride_s, p.k.vectors,
                            j0, sequence.kv_len, p.head_dim, listed);
     load_tile<S::kThreads>(v, row_of<T>(p.v, b, h_kv, sequence.kv_begin), p.v.stride_s, p.v.vectors,

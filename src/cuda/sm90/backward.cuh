@@ -104,6 +104,7 @@ struct BackwardBlock {
   int b, h_kv, j0;
   Sequence sequence;
   QueryArea area;
+  unsigned listed;  ///< Granules of keys.
 };
 
 /// Where everything is in shared memory.
@@ -252,7 +253,8 @@ class BackwardProducer {
                                             const CUtensorMap& map, const Rows& rows,
                                             int columns) const {
     load(tile, barrier, map, rows,
-         {block_.b, block_.h_kv, block_.sequence.kv_begin, block_.j0, block_.sequence.kv_len},
+         {block_.b, block_.h_kv, block_.sequence.kv_begin, block_.j0, block_.sequence.kv_len,
+          block_.listed},
          columns);
   }
 
@@ -515,16 +517,16 @@ class BackwardConsumer {
   }
 
   __device__ __forceinline__ void clear_keys(const typename S::Keys& tile) const {
-    const Range& keys = block_.area.keys;
-    if (!copied_ && keys.end < block_.j0 + C.keys) clear(tile, keys.end - block_.j0, ~0u);
+    clear_unused(tile, block_.area.keys.end - block_.j0, block_.listed);
   }
   __device__ __forceinline__ void clear_queries(const typename S::Queries& tile,
                                                 const QueryStep& step) const {
-    constexpr unsigned kAll = (1u << (C.queries / kGranule)) - 1;
-    const int used = block_.sequence.q_len - step.visit.begin;
-    if (!copied_ && (used < C.queries || (step.visit.listed & kAll) != kAll)) {
-      clear(tile, used, step.visit.listed);
-    }
+    clear_unused(tile, block_.sequence.q_len - step.visit.begin, step.visit.listed);
+  }
+  template <typename Tile>
+  __device__ __forceinline__ void clear_unused(const Tile& tile, int used, unsigned listed) const {
+    constexpr unsigned kAll = (1u << (Tile::kRows / kGranule)) - 1;
+    if (!copied_ && (used < Tile::kRows || (listed & kAll) != kAll)) clear(tile, used, listed);
   }
   /// Rows from `used` on, and of unlisted granules, become zero.
   template <typename Tile>
@@ -573,9 +575,10 @@ __global__ void __launch_bounds__(BackwardTraits<ConfigOf::value>::kThreads, 1)
     return;
   }
   tile = {uniform(tile.b), uniform(tile.h), uniform(tile.begin)};
-  BackwardBlock block{number, tile.b, tile.h, tile.begin, uniform(sequence_of(p, tile.b)), {}};
+  BackwardBlock block{number, tile.b, tile.h, tile.begin, uniform(sequence_of(p, tile.b)), {}, 0};
   const Range keys{tile.begin, uniform(min(tile.begin + C.keys, block.sequence.kv_len))};
   block.area = uniform(sm80::query_area<C>(p, block.sequence, tile, item, keys, in_turns));
+  block.listed = listed_keys(p, tile.b, tile.h, keys);
 
   const BackwardMemory<C> memory(shared);
   if (threadIdx.x == 0) memory.initialise();
