@@ -589,7 +589,6 @@ __global__ void __launch_bounds__(BackwardTraits<ConfigOf::value>::kThreads, 1)
     if (all || threadIdx.x < Traits::kConsumerThreads + kWarpSize) {
       BackwardProducer<C>(p, g, maps, copies, block, memory).run();
     }
-    if (in_turns) sm80::end_turns(accumulators, number);
   } else {
     ptx::take_registers<Traits::kConsumerRegisters>();
     sm80::KeyGradient<C> d_k = {}, d_v = {};
@@ -600,7 +599,10 @@ __global__ void __launch_bounds__(BackwardTraits<ConfigOf::value>::kThreads, 1)
       ptx::sync_group(kBackwardMeetingBarrier, Traits::kConsumerThreads);  // K and V are read
       sm80::store_key_gradients<C>(p, g, tile, block.sequence, shared, d_k, d_v);
     }
-    if (in_turns) sm80::end_turns(accumulators, number);
+    if (in_turns) {
+      ptx::sync_group(kBackwardMeetingBarrier, Traits::kConsumerThreads);
+      sm80::note_end(accumulators, number);
+    }
   }
 }
 
