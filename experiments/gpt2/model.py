@@ -25,7 +25,7 @@ WHOLE = "tessera_whole"
 AttentionInterface.register(WHOLE, attention_forward)
 AttentionInterface.register("sdpa_whole", sdpa_attention_forward)
 ATTENTIONS = ("eager", "sdpa", "sdpa_whole", "tessera", SPARSE)
-EVALUATED = (*ATTENTIONS, "tessera_sage8", "tessera_sage4")  # these have no gradients worth training
+EVALUATED = (*ATTENTIONS, "tessera_sage8", "tessera_sage4")
 PATTERNS = {  # key blocks that a query block visits, of those that causality leaves
     "butterfly": tessera.BlockMask.butterfly,
     "local_global": partial(tessera.BlockMask.local_global, local=2, global_=1),

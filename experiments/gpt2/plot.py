@@ -34,8 +34,7 @@ COLOURS = {
 def smoothed(values: list[float], window: int) -> list[float]:
     """Means of the last `window` values, of fewer at the start."""
     return [
-        sum(values[max(0, n + 1 - window) : n + 1]) / min(window, n + 1)
-        for n in range(len(values))
+        sum(values[max(0, n + 1 - window) : n + 1]) / min(window, n + 1) for n in range(len(values))
     ]
 
 
@@ -80,8 +79,8 @@ def draw_contexts(path: str, size: str, output: str) -> None:
         contexts = [r["context"] for r in rows]
         speed.plot(contexts, [r["tokens_per_second"] / 1000 for r in rows], **style)
         if all(r["peak_bytes"] is not None for r in rows):
-            per_sequence = [r["peak_bytes"] / 2**30 for r in rows]
-            memory.plot(contexts, per_sequence, **style)
+            peaks = [r["peak_bytes"] / 2**30 for r in rows]
+            memory.plot(contexts, peaks, **style)
     speed.set(xlabel="context", ylabel="thousand tokens/s", xscale="log")
     memory.set(xlabel="context", ylabel="peak memory, GiB", xscale="log")
     for axes in (speed, memory):

@@ -98,7 +98,9 @@ def test_compiled_models_have_no_mask(attention):
     torch.compiler.reset()
     compiled = torch.compile(model, backend=note_masks, dynamic=False)
     tokens = torch.randint(97, (2, 48))
-    torch.testing.assert_close(gpt2.loss_of(compiled, tokens, "f32"), gpt2.loss_of(model, tokens, "f32"))
+    torch.testing.assert_close(
+        gpt2.loss_of(compiled, tokens, "f32"), gpt2.loss_of(model, tokens, "f32")
+    )
     assert masks == [None, None]
 
 

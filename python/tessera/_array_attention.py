@@ -87,9 +87,7 @@ def attention(
     """o and lse of [B, H, S, D] arrays, or of [T, H, D] ones with cu_seqlens, in q's own kind of
     array. Returns when the results are there."""
     if settings.dropout_p > 0:
-        raise ValueError(
-            f"dropout_p: {settings.dropout_p} on arrays without gradients, expected 0"
-        )
+        raise ValueError(f"dropout_p: {settings.dropout_p} on arrays without gradients, expected 0")
     call_ = Call(settings, block_mask, q=q, k=k, v=v, **arrays)
     packed = arrays.get("cu_seqlens_q") is not None
     heads, rows = (q.shape[1], q.shape[0]) if packed else (q.shape[1], q.shape[2])
@@ -131,8 +129,6 @@ def gradients(
     d_inputs = _library.InputGradients(
         **{f"d_{_INPUTS.get(name, name)}": view.pointer for name, view in views.items()}
     )
-    plan = call_.plan(
-        _library.BACKWARD, bias_gradient="bias" in of, sink_gradient="sinks" in of
-    )
+    plan = call_.plan(_library.BACKWARD, bias_gradient="bias" in of, sink_gradient="sinks" in of)
     call_.run(plan, "backward", outputs, d_outputs, d_inputs)
     return made
