@@ -59,7 +59,7 @@ def test_two_processes_train_as_one(tmp_path):
     command += ["--nproc-per-node", "2", train.__file__, *TINY]
     command += ["--batch", "1", "--steps", "2", "--output", str(tmp_path / "two")]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     two = [row["loss"] for row in log.read_csv(tmp_path / "two" / "log.csv")]
     torch.testing.assert_close(two, one, atol=1e-4, rtol=0)
