@@ -347,12 +347,13 @@ void SageOperands::attach(const Arguments& arguments, std::int64_t b, std::int64
   tile.k_mean = mean_of(arguments, k_, keys);
   tile.v_mean = mean_of(arguments, v_, keys);
   tile.scale = static_cast<float>(problem_.scale);
+  tile.pairs_share_scales = problem_.quantization.granularity != ScaleGranularity::token;
   if (fp8_) {
-    tile.weights = {0x1.8p20f, 0x1p-6f};
+    tile.weights = {0x1.8p20f, 0x1.8p14f};
   } else if (value_dtype_ == DType::f16) {
-    tile.weights = {0x1.8p13f, 0x1p-14f};
+    tile.weights = {0x1.8p13f, 0};
   } else {
-    tile.weights = {0x1.8p16f, 0x1p-100f};
+    tile.weights = {0x1.8p16f, 0};
   }
 }
 

@@ -31,11 +31,10 @@ struct ValueFormat {
   const float* inverse = nullptr;  ///< To E4M3, of each channel; null: 16-bit values.
 };
 
-/// Weights are rounded to multiples of 2^e · step, 2^e the power of two below them but at least
-/// `least`, by adding and subtracting 2^e · magic.
+/// How weights are rounded: by adding and subtracting numbers whose last bit is the format's.
 struct WeightFormat {
-  float magic = 0;
-  float least = 0;
+  float significand = 0;  ///< To significands in [1, 2].
+  float denormal = 0;     ///< Then to the weights; 0: they have no denormals.
 };
 
 /// A tile of queries on quantised operands. Pointers to queries start at the tile's first row,
@@ -54,6 +53,7 @@ struct SageTile : ForwardTile {
   const float* k_mean = nullptr;   ///< Null: 0.
   float scale = 1;                 ///< Of the products, natural units.
   WeightFormat weights;
+  bool pairs_share_scales = false;  ///< Keys 2j and 2j + 1.
 };
 
 /// The functions of one instruction set for quantised attention.

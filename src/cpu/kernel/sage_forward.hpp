@@ -106,35 +106,37 @@ void score_unit(const SageTile& tile, const SageScratch& scratch, const Panel& p
 }
 
 /// The unit's weights in the place of its scores; false: they are of no use.
-template <class S, int C, bool kRenewed>
+template <class S, int C, ScoreForm kForm, bool kRenewed>
 bool weigh_unit(const SageTile& tile, const SageRows& rows, const SageUnit& unit) {
-  const auto store = [&](std::int64_t j, int c, const typename S::V(&weight)[1]) {
-    S::store(unit.scores.s + (j * C + c) * S::kLanes, weight[0]);
+  float* s = unit.scores.s;
+  const auto store = [s](std::int64_t j, int c, const typename S::V(&weight)[1]) {
+    S::store(s + (j * C + c) * S::kLanes, weight[0]);
   };
-  return with_form(unit.scores, unit.integers, [&]<ScoreForm kForm>() {
-    if (tile.lse != nullptr) {
-      return make_sage_weights<S, C, kForm, kRenewed, true, 1>(unit.scores, rows, tile.weights,
-                                                               store, [] {});
-    }
-    return make_sage_weights<S, C, kForm, kRenewed, false, 1>(unit.scores, rows, tile.weights,
-                                                              store, [] {});
-  });
+  if (tile.lse != nullptr) {
+    return make_sage_weights<S, C, kForm, kRenewed, true, 1>(unit.scores, rows, tile.weights, store,
+                                                             [] {});
+  }
+  return make_sage_weights<S, C, kForm, kRenewed, false, 1>(unit.scores, rows, tile.weights, store,
+                                                            [] {});
 }
 
 template <class S, int C>
 void sage_unit(const SageTile& tile, const SageScratch& scratch, const Panel& panel,
-               const SageUnit& unit) {
+               SageUnit& unit) {
   const SageRows rows = scratch.rows.from(panel.lane0);
   float* s = unit.scores.s;
   score_unit<S, C>(tile, scratch, panel, unit);
-  const bool tried = rows.m[0] != kMinusInfinity;
-  const bool settled = tried && weigh_unit<S, C, false>(tile, rows, unit);
-  if (!settled) {
-    if (tried) score_unit<S, C>(tile, scratch, panel, unit);
-    with_form(unit.scores, unit.integers, [&]<ScoreForm kForm>() {
-      renew_sage_maxima<S, C, kForm>(unit.scores, rows, scratch.alpha);
+  bool settled = false;
+  if (have_maxima<S, C>(rows)) {
+    settled = with_form(unit.scores, unit.integers, false, [&]<ScoreForm kForm>() {
+      return weigh_unit<S, C, kForm, false>(tile, rows, unit);
     });
-    weigh_unit<S, C, true>(tile, rows, unit);
+    if (!settled) score_unit<S, C>(tile, scratch, panel, unit);
+  }
+  if (!settled) {
+    if (unit.integers) dequantise<S, C>(unit.scores, rows);
+    renew_sage_maxima<S, C>(unit.scores, rows, scratch.alpha);
+    weigh_unit<S, C, ScoreForm::floats, true>(tile, rows, unit);
   }
   if (tile.rules.dropout) {
     const ScoreContext context = {&tile.rules, nullptr, nullptr, panel,

@@ -146,30 +146,32 @@ struct Pace {
   }
 };
 
-/// The unit's weights as pairs of keys in `p`, or with dropout in the place of its scores.
-template <class S, int C, bool kRenewed>
+/// The unit's weights as pairs of keys in `p`; false: they are of no use.
+template <class S, int C, ScoreForm kForm, bool kRenewed>
 bool weigh_matrix_unit(const SageTile& tile, const SageRows& rows, const SageScores& scores,
-                       bool integers, bf16* p, Background<S, typename S::Bytes>& background) {
-  constexpr std::int64_t kLanes = C * S::kLanes;
-  const bool keep = tile.rules.dropout;
-  const auto store = [&](std::int64_t j, int c, const typename S::V(&weight)[2]) {
-    if (keep) {
-      S::store(scores.s + j * kLanes + c * S::kLanes, weight[0]);
-      S::store(scores.s + (j + 1) * kLanes + c * S::kLanes, weight[1]);
-    } else {
-      S::store(reinterpret_cast<float*>(p + j * kLanes + 2 * c * S::kLanes),
-               S::exact_pairs(weight[0], weight[1]));
-    }
+                       bf16* p, Background<S, typename S::Bytes>& background) {
+  const auto store = [p](std::int64_t j, int c, const typename S::V(&weight)[2]) {
+    S::store(reinterpret_cast<float*>(p + (j * C + 2 * c) * S::kLanes),
+             S::exact_pairs(weight[0], weight[1]));
   };
-  return with_form(scores, integers, [&]<ScoreForm kForm>() {
-    Pace<S> pace(background, scores.n / 2);
-    if (tile.lse != nullptr) {
-      return make_sage_weights<S, C, kForm, kRenewed, true, 2>(scores, rows, tile.weights, store,
-                                                               pace);
-    }
-    return make_sage_weights<S, C, kForm, kRenewed, false, 2>(scores, rows, tile.weights, store,
-                                                              pace);
-  });
+  Pace<S> pace(background, scores.n / 2);
+  if (tile.lse != nullptr) {
+    return make_sage_weights<S, C, kForm, kRenewed, true, 2>(scores, rows, tile.weights, store,
+                                                             pace);
+  }
+  return make_sage_weights<S, C, kForm, kRenewed, false, 2>(scores, rows, tile.weights, store,
+                                                            pace);
+}
+
+/// The same in the place of the scores, for dropout to act on.
+template <class S, int C>
+void weigh_in_place(const SageTile& tile, const SageRows& rows, const SageScores& scores) {
+  float* s = scores.s;
+  const auto store = [s](std::int64_t j, int c, const typename S::V(&weight)[1]) {
+    S::store(s + (j * C + c) * S::kLanes, weight[0]);
+  };
+  make_sage_weights<S, C, ScoreForm::floats, true, true, 1>(scores, rows, tile.weights, store,
+                                                            [] {});
 }
 
 /// Products to f32 scores with every rule applied, −inf in the strips' keys that are not seen.
@@ -204,13 +206,20 @@ void sage_matrix_softmax(const SageTile& tile, const SageMatrixScratch& scratch,
       whole && stay_integers(tile.rules, unit.segment, panel, unit.strips.j0, unit.strips.n);
   if (!integers) finish_sage_scores<S, C>(tile, scratch, unit, scores);
   // As if the maxima known so far would do; if not, once more with those of these scores.
-  const bool settled = !tile.rules.dropout && rows.m[0] != kMinusInfinity &&
-                       weigh_matrix_unit<S, C, false>(tile, rows, scores, integers, p, background);
-  if (!settled) {
-    with_form(scores, integers, [&]<ScoreForm kForm>() {
-      renew_sage_maxima<S, C, kForm>(scores, rows, scratch.alpha);
+  bool settled = false;
+  if (!tile.rules.dropout && have_maxima<S, C>(rows)) {
+    settled = with_form(scores, integers, tile.pairs_share_scales, [&]<ScoreForm kForm>() {
+      return weigh_matrix_unit<S, C, kForm, false>(tile, rows, scores, p, background);
     });
-    weigh_matrix_unit<S, C, true>(tile, rows, scores, integers, p, background);
+  }
+  if (!settled) {
+    if (integers) dequantise<S, C>(scores, rows);
+    renew_sage_maxima<S, C>(scores, rows, scratch.alpha);
+    if (tile.rules.dropout) {
+      weigh_in_place<S, C>(tile, rows, scores);
+    } else {
+      weigh_matrix_unit<S, C, ScoreForm::floats, true>(tile, rows, scores, p, background);
+    }
   }
   if (tile.rules.dropout) {
     const ScoreContext context = {&tile.rules,    nullptr,       nullptr, panel,

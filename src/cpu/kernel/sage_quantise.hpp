@@ -11,16 +11,15 @@ TESSERA_INLINE bool takes_part(const TokenBlock& block, std::int64_t i) {
   return (block.used[i / 64] >> (i % 64) & 1u) != 0;
 }
 
-/// y rounded to a format: the adder rounds to nearest even at the sum's last bit.
+/// y rounded to E4M3, |y| ≤ 448. The adder rounds to nearest even at its sum's last bit: that of
+/// 1.5 · 2²⁰ times the power of two below y is E4M3's, and so is that of the least one's for
+/// denormals.
 template <class S>
-TESSERA_INLINE typename S::V round_to_format(typename S::V y, typename S::V magic,
-                                             typename S::V least) {
-  const typename S::V power = S::max(least, S::power_of_two(y));
+TESSERA_INLINE typename S::V round_to_e4m3(typename S::V y) {
+  const typename S::V magic = S::set(0x1.8p20f);
+  const typename S::V power = S::max(S::set(0x1p-6f), S::power_of_two(y));
   return S::fnma(power, magic, S::fma(power, magic, y));
 }
-
-inline constexpr float kE4M3Magic = 0x1.8p20f;
-inline constexpr float kE4M3Least = 0x1p-6f;
 
 /// Ordered sums and extremes of each channel over the block: number i joins running sum i mod 8.
 template <class S>
@@ -136,7 +135,7 @@ TESSERA_INLINE void quantise_value_row(const TokenBlock& block, const T* row, bo
       y = smoothed<S>(block, row, c);
       if (inverse != nullptr) {
         const typename S::V factor = S::load(inverse + c);
-        y = round_to_format<S>(S::mul(y, factor), S::set(kE4M3Magic), S::set(kE4M3Least));
+        y = round_to_e4m3<S>(S::mul(y, factor));
         y = S::select(S::equal(factor, S::zero()), S::zero(), y);
       }
     }

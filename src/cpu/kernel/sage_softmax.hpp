@@ -15,10 +15,9 @@
 
 namespace tessera::cpu {
 
-/// The largest weight of a row is 2 to this when its maximum has just been renewed …
+/// The largest weight of a row is 2 to this when its maximum has just been renewed.
 inline constexpr float kWeightExponent = 8;
-/// … and 2 to that at most before it is renewed again.
-inline constexpr float kLargestWeightExponent = 12;
+inline constexpr float kLargestWeight = 256;
 
 /// What the rows of a tile have, [tile_q] each.
 struct SageRows {
@@ -55,29 +54,41 @@ struct SageScores {
   const float* key_shift = nullptr;
 };
 
-enum class ScoreForm : std::uint8_t { integers, shifted_integers, floats };
+/// paired_integers: keys 2j and 2j + 1 share a scale.
+enum class ScoreForm : std::uint8_t { integers, paired_integers, shifted_integers, floats };
 
 /// Reads scores with `base` added.
 template <class S, int C, ScoreForm kForm>
 struct ScoreReader {
   using V = typename S::V;
-  const SageScores& scores;
+  const float* s;
+  const float* key_scale;
+  const float* key_shift;
   V factor[C];
 
-  TESSERA_INLINE ScoreReader(const SageScores& from, const SageRows& rows) : scores(from) {
+  TESSERA_INLINE ScoreReader(const SageScores& scores, const SageRows& rows)
+      : s(scores.s), key_scale(scores.key_scale), key_shift(scores.key_shift) {
     TESSERA_UNROLL for (int c = 0; c < C; ++c) factor[c] = S::load(rows.factor + c * S::kLanes);
   }
-  TESSERA_INLINE V at(std::int64_t j, int c, V base) const {
-    const float* from = scores.s + (j * C + c) * S::kLanes;
-    if constexpr (kForm == ScoreForm::floats) {
-      return S::add(S::load(from), base);
-    } else {
-      const V product = S::to_float(S::as_int(S::load(from)));
-      const V scale = S::mul(factor[c], S::set(scores.key_scale[j]));
-      if constexpr (kForm == ScoreForm::shifted_integers) {
-        base = S::add(base, S::set(scores.key_shift[j]));
+  /// Of key j and kStep − 1 more, vector c.
+  template <int kStep>
+  TESSERA_INLINE void read(std::int64_t j, int c, V base, V (&x)[kStep]) const {
+    const float* from = s + (j * C + c) * S::kLanes;
+    V scale = S::mul(factor[c], S::set(key_scale[j]));
+    TESSERA_UNROLL for (int u = 0; u < kStep; ++u) {
+      const V here = S::load(from + u * C * S::kLanes);
+      if constexpr (kForm == ScoreForm::floats) {
+        x[u] = S::add(here, base);
+        continue;
       }
-      return S::fma(product, scale, base);
+      if (u > 0 && kForm != ScoreForm::paired_integers) {
+        scale = S::mul(factor[c], S::set(key_scale[j + u]));
+      }
+      V shift = base;
+      if constexpr (kForm == ScoreForm::shifted_integers) {
+        shift = S::add(base, S::set(key_shift[j + u]));
+      }
+      x[u] = S::fma(S::to_float(S::as_int(here)), scale, shift);
     }
   }
 };
@@ -90,7 +101,9 @@ void dequantise(const SageScores& scores, const SageRows& rows) {
     TESSERA_UNROLL for (int c = 0; c < C; ++c) shift[c] = S::load(rows.cap_shift + c * S::kLanes);
     for (std::int64_t j = 0; j < scores.n; ++j) {
       TESSERA_UNROLL for (int c = 0; c < C; ++c) {
-        S::store(scores.s + (j * C + c) * S::kLanes, reader.at(j, c, shift[c]));
+        typename S::V x[1];
+        reader.template read<1>(j, c, shift[c], x);
+        S::store(scores.s + (j * C + c) * S::kLanes, x[0]);
       }
     }
   };
@@ -106,16 +119,15 @@ TESSERA_INLINE void rescale(const float* alpha, float* x) {
   S::store(x, S::mul(S::load(alpha), S::load(x)));
 }
 
-/// The maxima of the scores join m; the rows' sums and what α multiplies follow.
-template <class S, int C, ScoreForm kForm>
+/// The maxima of the scores, which are f32, join m; the rows' sums and what α multiplies follow.
+template <class S, int C>
 void renew_sage_maxima(const SageScores& scores, const SageRows& rows, float* alpha) {
   using V = typename S::V;
-  const ScoreReader<S, C, kForm> reader(scores, rows);
   V highest[C];
   TESSERA_UNROLL for (int c = 0; c < C; ++c) highest[c] = S::set(kMinusInfinity);
   for (std::int64_t j = 0; j < scores.n; ++j) {
     TESSERA_UNROLL for (int c = 0; c < C; ++c) {
-      highest[c] = S::max(highest[c], reader.at(j, c, S::zero()));
+      highest[c] = S::max(highest[c], S::load(scores.s + (j * C + c) * S::kLanes));
     }
   }
   TESSERA_UNROLL for (int c = 0; c < C; ++c) {
@@ -135,68 +147,113 @@ void renew_sage_maxima(const SageScores& scores, const SageRows& rows, float* al
   }
 }
 
+/// 2^x as a significand in [1, 2] and a power of two. The significand comes rounded, and with kLse
+/// also as it is. Its polynomial of degree 5 is off by 2^−23.5 at most, as much as f32's rounding.
+template <class S>
+struct WeightRounding {
+  using V = typename S::V;
+  V one_plus, magic, denormal;
+
+  TESSERA_INLINE explicit WeightRounding(const WeightFormat& format)
+      : one_plus(S::set(1.0f + format.significand)),
+        magic(S::set(format.significand)),
+        denormal(S::set(format.denormal)) {}
+
+  template <bool kLse>
+  TESSERA_INLINE V round(V x, V& exact) const {
+    if constexpr (S::kSplitsAtFloor) {
+      return finish<kLse>(S::fraction(x), exact,
+                          [x](V significand) { return S::scale_by_floor(significand, x); });
+    } else {
+      const V clamped = S::min(S::set(127.0f), S::max(S::set(kExp2Floor), x));
+      const V n = S::floor(clamped);
+      return finish<kLse>(S::sub(clamped, n), exact,
+                          [n](V significand) { return S::scale_by_power(significand, n); });
+    }
+  }
+
+ private:
+  template <bool kLse, class Scale>
+  TESSERA_INLINE V finish(V f, V& exact, Scale&& scale) const {
+    V p = S::set(1.86713008e-3f);
+    p = S::fma(p, f, S::set(9.01703028e-3f));
+    p = S::fma(p, f, S::set(5.57999131e-2f));
+    p = S::fma(p, f, S::set(0.240164450f));
+    p = S::fma(p, f, S::set(0.693151312f));
+    if constexpr (kLse) exact = S::add(exact, scale(S::fma(p, f, S::set(1.0f))));
+    // Rounded by the multiply-add itself.
+    const V weight = scale(S::sub(S::fma(p, f, one_plus), magic));
+    return S::sub(S::add(weight, denormal), denormal);
+  }
+};
+
 /// Rounded weights of n keys, kStep of them at a time, to `store(key, vector, weights)`, with
-/// `meanwhile()` in between. The sums join the rows' unless a weight exceeds the largest exponent
-/// while the maxima have not been renewed: then it returns false, and the weights are of no use.
+/// `meanwhile()` in between. Unless the maxima have been renewed with these scores, the sums join
+/// the rows' only if no weight can be larger than n · 256; else it returns false, and the weights
+/// are of no use. Every row must have a maximum then.
 template <class S, int C, ScoreForm kForm, bool kRenewed, bool kLse, int kStep, class Store,
           class Meanwhile>
 TESSERA_INLINE bool make_sage_weights(const SageScores& scores, const SageRows& rows,
-                                      const WeightFormat& format, Store&& store,
+                                      const WeightFormat& format, Store store,
                                       Meanwhile&& meanwhile) {
   using V = typename S::V;
   const ScoreReader<S, C, kForm> reader(scores, rows);
-  const V magic = S::set(format.magic);
-  const V least = S::set(format.least);
-  V base[C], sum[C], exact[C], highest[C];
+  const WeightRounding<S> rounding(format);
+  V base[C], sum[C], exact[C];
   TESSERA_UNROLL for (int c = 0; c < C; ++c) {
     const V m = S::load(rows.m + c * S::kLanes);
     base[c] = S::select(S::equal(m, S::set(kMinusInfinity)), S::zero(), S::sub(S::zero(), m));
-    sum[c] = S::load(rows.l + c * S::kLanes);
+    sum[c] = S::zero();
     exact[c] = S::load(rows.exact + c * S::kLanes);
-    highest[c] = S::set(kMinusInfinity);
   }
-  for (std::int64_t j = 0; j < scores.n; j += kStep) {
+  const std::int64_t n = scores.n;
+  for (std::int64_t j = 0; j < n; j += kStep) {
     TESSERA_UNROLL for (int c = 0; c < C; ++c) {
       V weight[kStep];
+      reader.template read<kStep>(j, c, base[c], weight);
       TESSERA_UNROLL for (int u = 0; u < kStep; ++u) {
-        V x = reader.at(j + u, c, base[c]);
-        if constexpr (kRenewed) {
-          x = S::min(S::set(kWeightExponent), x);
-        } else {
-          highest[c] = S::max(highest[c], x);
-        }
-        const V y = exp2<S>(x);
-        if constexpr (kLse) exact[c] = S::add(exact[c], y);
-        weight[u] = round_to_format<S>(y, magic, least);
-        sum[c] = S::add(sum[c], weight[u]);
+        V& x = weight[u];
+        if constexpr (kRenewed) x = S::min(S::set(kWeightExponent), x);
+        x = rounding.template round<kLse>(x, exact[c]);
+        sum[c] = S::add(sum[c], x);
       }
       store(j, c, weight);
     }
     meanwhile();
   }
   if constexpr (!kRenewed) {
+    const V largest = S::set(static_cast<float>(n) * kLargestWeight);
     bool small = true;
     TESSERA_UNROLL for (int c = 0; c < C; ++c) {
-      // A row that has seen nothing must get a maximum, whatever its first scores are.
-      const V seen = S::select(S::equal(S::load(rows.m + c * S::kLanes), S::set(kMinusInfinity)),
-                               S::set(kMinusInfinity), S::set(kLargestWeightExponent));
-      small = small && !S::any(S::less(seen, highest[c]));
+      small = small && !S::any(S::less(largest, sum[c])) && !S::any(S::unordered(sum[c]));
     }
     if (!small) return false;
   }
   TESSERA_UNROLL for (int c = 0; c < C; ++c) {
-    S::store(rows.l + c * S::kLanes, sum[c]);
+    float* l = rows.l + c * S::kLanes;
+    S::store(l, S::add(S::load(l), sum[c]));
     if constexpr (kLse) S::store(rows.exact + c * S::kLanes, exact[c]);
   }
   return true;
 }
 
+/// Whether every row of a panel has a maximum.
+template <class S, int C>
+TESSERA_INLINE bool have_maxima(const SageRows& rows) {
+  bool all = true;
+  TESSERA_UNROLL for (int c = 0; c < C; ++c) {
+    all = all && !S::any(S::equal(S::load(rows.m + c * S::kLanes), S::set(kMinusInfinity)));
+  }
+  return all;
+}
+
 /// Calls f.operator()<form>() for the form in which a unit's scores are.
 template <class F>
-TESSERA_INLINE auto with_form(const SageScores& scores, bool integers, F&& f) {
+TESSERA_INLINE auto with_form(const SageScores& scores, bool integers, bool paired, F&& f) {
   if (!integers) return f.template operator()<ScoreForm::floats>();
-  if (scores.key_shift == nullptr) return f.template operator()<ScoreForm::integers>();
-  return f.template operator()<ScoreForm::shifted_integers>();
+  if (scores.key_shift != nullptr) return f.template operator()<ScoreForm::shifted_integers>();
+  if (paired) return f.template operator()<ScoreForm::paired_integers>();
+  return f.template operator()<ScoreForm::integers>();
 }
 
 /// Whether scores can stay integers until they become weights.

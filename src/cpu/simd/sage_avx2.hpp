@@ -17,6 +17,8 @@ struct SageAvx2 : Avx2 {
   static I add_int(I a, I b) { return _mm256_add_epi32(a, b); }
   static I round_to_int(V x) { return _mm256_cvtps_epi32(x); }
   static V ceil(V x) { return _mm256_ceil_ps(x); }
+  static V floor(V x) { return _mm256_floor_ps(x); }
+  static M unordered(V x) { return _mm256_cmp_ps(x, x, _CMP_UNORD_Q); }
   static bool any(M m) { return _mm256_movemask_ps(m) != 0; }
   static U max_word(U a, U b) { return _mm256_max_epu32(a, b); }
   static V power_of_two(V x) { return _mm256_and_ps(x, _mm256_set1_ps(__builtin_inff())); }

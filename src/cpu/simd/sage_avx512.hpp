@@ -21,6 +21,7 @@ struct WithIntegers : Base {
   /// To nearest even.
   static I round_to_int(V x) { return _mm512_cvtps_epi32(x); }
   static V ceil(V x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC); }
+  static M unordered(V x) { return _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q); }
   static bool any(M m) { return m != 0; }
   static U max_word(U a, U b) { return _mm512_max_epu32(a, b); }
   /// 2^⌊log₂ |x|⌋ of a normal number; infinity for what is not finite.
