@@ -11,6 +11,8 @@ namespace {
 
 /// Vectors of any instruction set are whole in rows of so many floats.
 constexpr std::int64_t kPadding = 16;
+/// Head dims end here.
+constexpr std::int64_t kMostColumns = 512;
 /// Blocks that one task goes through.
 constexpr std::int64_t kBlocksPerTask = 4;
 
@@ -229,50 +231,59 @@ void SageOperands::finish_head(const Arguments& arguments, Which which,
     place.i = i;
     return place;
   };
-  std::int64_t count = 0;
-  for (std::int64_t i = 0; i < blocks; ++i) count += used_tokens(i);
-  for (std::int64_t i = 0; x.sums && x.block_means && i < blocks; ++i) {
-    const float tokens = static_cast<float>(used_tokens(i));
-    const float* sum = statistics_at(arguments, x, first.all + i).sum;
-    float* mean = mean_of(arguments, x, place_of(i));
-    std::fill_n(mean, x.padded, 0.0f);
-    for (std::int64_t d = 0; d < x.columns; ++d) mean[d] = sum[d] / tokens;
-  }
-  if (x.sums && !x.block_means) {
+  const auto sum_of = [&](std::int64_t i) {
+    return statistics_at(arguments, x, first.all + i).sum;
+  };
+  if (x.sums && x.block_means) {
+    for (std::int64_t i = 0; i < blocks; ++i) {
+      const float tokens = static_cast<float>(used_tokens(i));
+      const float* sum = sum_of(i);
+      float* mean = mean_of(arguments, x, place_of(i));
+      for (std::int64_t d = 0; d < x.columns; ++d) mean[d] = sum[d] / tokens;
+      std::fill(mean + x.columns, mean + x.padded, 0.0f);
+    }
+  } else if (x.sums) {
+    quant::OrderedSum sums[kMostColumns];
+    std::int64_t count = 0;
+    for (std::int64_t i = 0; i < blocks; ++i) {
+      const float* sum = sum_of(i);
+      for (std::int64_t d = 0; d < x.columns; ++d) sums[d].add(i, sum[d]);
+      count += used_tokens(i);
+    }
     float* mean = mean_of(arguments, x, first);
     std::fill_n(mean, x.padded, 0.0f);
     for (std::int64_t d = 0; count > 0 && d < x.columns; ++d) {
-      quant::OrderedSum sum;
-      for (std::int64_t i = 0; i < blocks; ++i) {
-        sum.add(i, statistics_at(arguments, x, first.all + i).sum[d]);
-      }
-      mean[d] = sum.total() / static_cast<float>(count);
+      mean[d] = sums[d].total() / static_cast<float>(count);
     }
   }
   if (!x.extremes) return;
 
-  const auto magnitude = [&](std::int64_t i, std::int64_t d) -> std::uint32_t {
+  std::uint32_t largest[kMostColumns] = {};
+  for (std::int64_t i = 0; i < blocks; ++i) {
     const ChannelStatistics s = statistics_at(arguments, x, first.all + i);
     const float* mean = mean_of(arguments, x, place_of(i));
-    const bool none = s.low[d] > s.high[d];
-    if (mean == nullptr || none || s.magnitude[d] >= 0x7f800000u) return s.magnitude[d];
-    return std::max(quant::magnitude_bits(s.low[d] - mean[d]),
-                    quant::magnitude_bits(s.high[d] - mean[d]));
-  };
+    for (std::int64_t d = 0; d < x.columns; ++d) {
+      std::uint32_t magnitude = s.magnitude[d];
+      // Without a token the lowest is above the highest.
+      if (mean != nullptr && magnitude < 0x7f800000u && s.low[d] <= s.high[d]) {
+        magnitude = std::max(quant::magnitude_bits(s.low[d] - mean[d]),
+                             quant::magnitude_bits(s.high[d] - mean[d]));
+      }
+      largest[d] = std::max(largest[d], magnitude);
+    }
+  }
   const std::int64_t head =
       first.b * (which == Which::q ? problem_.heads_q : problem_.heads_kv) + first.h;
-  std::uint32_t largest = 0;
+  if (which != Which::v) {
+    *at<quant::Scale>(arguments, x.whole, head) =
+        quant::scale_of(*std::max_element(largest, largest + x.columns), levels_);
+    return;
+  }
+  float* scales = at<float>(arguments, x.scales, head * 2 * x.padded);
   for (std::int64_t d = 0; d < x.columns; ++d) {
-    if (which == Which::v) largest = 0;
-    for (std::int64_t i = 0; i < blocks; ++i) largest = std::max(largest, magnitude(i, d));
-    if (which != Which::v) continue;
-    const quant::Scale scale = quant::scale_of(largest, quant::kE4M3Largest);
-    float* scales = at<float>(arguments, x.scales, head * 2 * x.padded);
+    const quant::Scale scale = quant::scale_of(largest[d], quant::kE4M3Largest);
     scales[d] = scale.scale;
     scales[x.padded + d] = scale.inverse;
-  }
-  if (which != Which::v) {
-    *at<quant::Scale>(arguments, x.whole, head) = quant::scale_of(largest, levels_);
   }
 }
 
@@ -347,6 +358,8 @@ void SageOperands::attach(const Arguments& arguments, std::int64_t b, std::int64
   tile.k_mean = mean_of(arguments, k_, keys);
   tile.v_mean = mean_of(arguments, v_, keys);
   tile.scale = static_cast<float>(problem_.scale);
+  tile.keep_scale = tile.rules.keep_scale;
+  tile.rules.keep_scale = 1;
   tile.pairs_share_scales = problem_.quantization.granularity != ScaleGranularity::token;
   if (fp8_) {
     tile.weights = {0x1.8p20f, 0x1.8p14f};

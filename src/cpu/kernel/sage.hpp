@@ -17,12 +17,13 @@ struct TokenBlock {
   std::uint64_t used[2] = {};   ///< Bit i: token i takes part.
 };
 
-/// What a block adds to the statistics of each channel; null: not wanted.
+/// What a block adds to the statistics of each channel. Null: not wanted; the extremes are found
+/// where both others are.
 struct ChannelStatistics {
-  float* sum = nullptr;  ///< In the scheme's order.
+  float* sum = nullptr;                ///< In the scheme's order.
+  std::uint32_t* magnitude = nullptr;  ///< Largest |x| as bits.
   float* low = nullptr;
   float* high = nullptr;
-  std::uint32_t* magnitude = nullptr;  ///< Largest |x| as bits.
 };
 
 /// How V is kept. E4M3 numbers are exact in 16-bit formats.
@@ -53,6 +54,7 @@ struct SageTile : ForwardTile {
   const float* k_mean = nullptr;   ///< Null: 0.
   float scale = 1;                 ///< Of the products, natural units.
   WeightFormat weights;
+  float keep_scale = 1;  ///< 1 / (1 − p): of what dropout keeps, instead of the rules' own.
   bool pairs_share_scales = false;  ///< Keys 2j and 2j + 1.
 };
 

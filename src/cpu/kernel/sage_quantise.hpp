@@ -21,40 +21,55 @@ TESSERA_INLINE typename S::V round_to_e4m3(typename S::V y) {
   return S::fnma(power, magic, S::fma(power, magic, y));
 }
 
-/// Ordered sums and extremes of each channel over the block: number i joins running sum i mod 8.
-template <class S>
-void block_statistics(const TokenBlock& block, const ChannelStatistics& out) {
+/// Ordered sums and extremes of vector c of the channels: number i joins running sum i mod 8.
+template <class S, bool kSums, bool kExtremes, class T>
+void channel_statistics(const TokenBlock& block, const T* data, std::int64_t c,
+                        const ChannelStatistics& out) {
   using V = typename S::V;
-  with_pointer(block.x, [&](const auto* data) {
-    for (std::int64_t c = 0; c < block.columns; c += S::kLanes) {
-      V part[8];
-      V low = S::set(__builtin_inff());
-      V high = S::set(-__builtin_inff());
-      typename S::U magnitude = S::set_word(0);
-      TESSERA_UNROLL for (int u = 0; u < 8; ++u) part[u] = S::zero();
-      for (std::int64_t i = 0; i < block.count; i += 8) {
-        TESSERA_UNROLL for (int u = 0; u < 8; ++u) {
-          if (i + u >= block.count || !takes_part(block, i + u)) continue;
-          const V x = load_up_to<S>(data + (i + u) * block.x.stride + c, block.columns - c);
-          part[u] = S::add(part[u], x);
+  V part[8];
+  V low = S::set(__builtin_inff());
+  V high = S::set(-__builtin_inff());
+  typename S::U magnitude = S::set_word(0);
+  TESSERA_UNROLL for (int u = 0; u < 8; ++u) part[u] = S::zero();
+  for (std::int64_t i = 0; i < block.count; i += 8) {
+    TESSERA_UNROLL for (int u = 0; u < 8; ++u) {
+      if (!takes_part(block, i + u)) continue;
+      const V x = load_up_to<S>(data + (i + u) * block.x.stride + c, block.columns - c);
+      if constexpr (kSums) part[u] = S::add(part[u], x);
+      if constexpr (kExtremes) {
+        if constexpr (kSums) {
           low = S::min(low, x);
           high = S::max(high, x);
-          magnitude = S::max_word(magnitude, (typename S::U)S::as_int(S::abs(x)));
         }
+        magnitude = S::max_word(magnitude, (typename S::U)S::as_int(S::abs(x)));
       }
-      if (out.sum != nullptr) {
-        TESSERA_UNROLL for (int half = 4; half > 0; half /= 2) {
-          TESSERA_UNROLL for (int u = 0; u < half; ++u) part[u] = S::add(part[u], part[u + half]);
-        }
-        S::store(out.sum + c, part[0]);
-      }
-      if (out.low != nullptr) {
-        S::store(out.low + c, low);
-        S::store(out.high + c, high);
-      }
-      if (out.magnitude != nullptr) {
-        S::store(reinterpret_cast<float*>(out.magnitude + c),
-                 S::as_float((typename S::I)magnitude));
+    }
+  }
+  if constexpr (kSums) {
+    TESSERA_UNROLL for (int half = 4; half > 0; half /= 2) {
+      TESSERA_UNROLL for (int u = 0; u < half; ++u) part[u] = S::add(part[u], part[u + half]);
+    }
+    S::store(out.sum + c, part[0]);
+  }
+  if constexpr (kExtremes) {
+    S::store(reinterpret_cast<float*>(out.magnitude + c), S::as_float((typename S::I)magnitude));
+  }
+  if constexpr (kSums && kExtremes) {
+    S::store(out.low + c, low);
+    S::store(out.high + c, high);
+  }
+}
+
+template <class S>
+void block_statistics(const TokenBlock& block, const ChannelStatistics& out) {
+  with_pointer(block.x, [&](const auto* data) {
+    for (std::int64_t c = 0; c < block.columns; c += S::kLanes) {
+      if (out.magnitude == nullptr) {
+        channel_statistics<S, true, false>(block, data, c, out);
+      } else if (out.sum == nullptr) {
+        channel_statistics<S, false, true>(block, data, c, out);
+      } else {
+        channel_statistics<S, true, true>(block, data, c, out);
       }
     }
   });

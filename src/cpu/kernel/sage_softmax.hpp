@@ -395,7 +395,7 @@ void finish_sage_panel(const SageTile& tile, const Panel& panel, const SageRows&
     factor[i] = sage_output_factor(tile, rows, panel.lane0 + i, i);
   }
   for (std::int64_t lane = 0; lane < panel.lanes; lane += S::kLanes) {
-    const V f = S::load(factor + lane);
+    const V f = S::mul(S::set(tile.keep_scale), S::load(factor + lane));
     const V kept = S::mul(f, S::load((dropout ? rows.applied : rows.l) + lane));
     const typename S::M empty = S::equal(S::load(rows.l + lane), S::zero());
     for (std::int64_t d = 0; d < tile.blocking.head_dim_v; ++d) {
