@@ -125,32 +125,38 @@ void SageOperands::for_each_block(const Arguments& arguments, const TileGrid& gr
   });
 }
 
+/// One tensor after the other, so that a thread finds its blocks in its cache the second time.
 void SageOperands::quantise(const Arguments& arguments, const TileGrid& grid) const {
   if (problem_.batch == 0) return;
   for (const Which which : {Which::k, Which::v, Which::q}) {
     const Side& x = side(which);
-    if (!x.sums && !x.extremes) continue;
+    if (x.sums || x.extremes) find_statistics(arguments, grid, which);
     for_each_block(arguments, grid, x, [&](const TokenBlocks::Place& place) {
-      find_statistics(arguments, place, which);
+      if (which == Which::v) {
+        quantise_values(arguments, place);
+      } else {
+        quantise_block(arguments, which, place);
+      }
     });
-    const std::int64_t heads = which == Which::q ? problem_.heads_q : problem_.heads_kv;
-    for_each_task(*arguments.executor, problem_.threads, problem_.batch * heads,
-                  [&](int, std::int64_t index) {
-                    TokenBlocks::Place first;
-                    first.b = index / heads;
-                    first.h = index % heads;
-                    first.sequence = grid.sequence(first.b);
-                    first.all = x.blocks.first(first.b, first.h, first.sequence);
-                    finish_head(arguments, which, first);
-                  });
   }
-  for_each_block(arguments, grid, k_, [&](const TokenBlocks::Place& place) {
-    quantise_block(arguments, Which::k, place);
-    quantise_values(arguments, place);
+}
+
+void SageOperands::find_statistics(const Arguments& arguments, const TileGrid& grid,
+                                   Which which) const {
+  const Side& x = side(which);
+  for_each_block(arguments, grid, x, [&](const TokenBlocks::Place& place) {
+    isa_.statistics(tokens_of(arguments, which, place), statistics_at(arguments, x, place.all));
   });
-  for_each_block(arguments, grid, q_, [&](const TokenBlocks::Place& place) {
-    quantise_block(arguments, Which::q, place);
-  });
+  const std::int64_t heads = which == Which::q ? problem_.heads_q : problem_.heads_kv;
+  for_each_task(*arguments.executor, problem_.threads, problem_.batch * heads,
+                [&](int, std::int64_t index) {
+                  TokenBlocks::Place first;
+                  first.b = index / heads;
+                  first.h = index % heads;
+                  first.sequence = grid.sequence(first.b);
+                  first.all = x.blocks.first(first.b, first.h, first.sequence);
+                  finish_head(arguments, which, first);
+                });
 }
 
 ChannelStatistics SageOperands::statistics_at(const Arguments& arguments, const Side& side,
@@ -202,12 +208,6 @@ TokenBlock SageOperands::tokens_of(const Arguments& arguments, Which which,
   block.mean = mean_of(arguments, x, place);
   mark_used(arguments, which, place, block);
   return block;
-}
-
-void SageOperands::find_statistics(const Arguments& arguments, const TokenBlocks::Place& place,
-                                   Which which) const {
-  isa_.statistics(tokens_of(arguments, which, place),
-                  statistics_at(arguments, side(which), place.all));
 }
 
 /// Means and, where a channel or the whole sequence has one, scales of a head from its blocks'
@@ -303,16 +303,18 @@ void SageOperands::quantise_block(const Arguments& arguments, Which which,
   } else {
     // Groups do not straddle blocks.
     std::uint32_t magnitudes[TokenBlock::kMostTokens];
-    std::uint32_t groups[TokenBlock::kMostTokens] = {};
+    std::uint32_t largest[TokenBlock::kMostTokens] = {};
+    quant::Scale groups[TokenBlock::kMostTokens];
     isa_.magnitudes(block, magnitudes);
     const auto group = [&](std::int64_t i) { return quant::group_of(granularity, scale_side, i); };
     for (std::int64_t i = 0; i < block.count; ++i) {
-      groups[group(i)] = std::max(groups[group(i)], magnitudes[i]);
+      largest[group(i)] = std::max(largest[group(i)], magnitudes[i]);
     }
+    const std::int64_t count = quant::group_count(granularity, scale_side, block.count);
+    for (std::int64_t g = 0; g < count; ++g) groups[g] = quant::scale_of(largest[g], levels_);
     for (std::int64_t i = 0; i < block.count; ++i) {
-      const quant::Scale scale = quant::scale_of(groups[group(i)], levels_);
-      inverse[i] = scale.inverse;
-      scales[i] = scale.scale;
+      inverse[i] = groups[group(i)].inverse;
+      scales[i] = groups[group(i)].scale;
     }
   }
   std::int32_t* correction =

@@ -45,13 +45,6 @@ class TokenBlocks {
   std::int64_t per_head_;
 };
 
-/// What a head of a sequence has besides its tokens.
-struct HeadScheme {
-  const float* mean = nullptr;
-  const float* scale = nullptr;    ///< V: of each channel.
-  const float* inverse = nullptr;  ///< V likewise.
-};
-
 class SageOperands {
  public:
   /// Reserves the memory.
@@ -100,8 +93,7 @@ class SageOperands {
   void mark_used(const Arguments& arguments, Which which, const TokenBlocks::Place& place,
                  TokenBlock& block) const;
 
-  void find_statistics(const Arguments& arguments, const TokenBlocks::Place& place,
-                       Which which) const;
+  void find_statistics(const Arguments& arguments, const TileGrid& grid, Which which) const;
   void finish_head(const Arguments& arguments, Which which, const TokenBlocks::Place& first) const;
   void quantise_block(const Arguments& arguments, Which which,
                       const TokenBlocks::Place& place) const;

@@ -62,7 +62,6 @@ struct SageTile : ForwardTile {
 struct SageIsa {
   const Isa* exact = nullptr;  ///< The exact kernels with the same tiles.
   int ints_per_word = 0;
-  int key_correction = 0;  ///< Times the sum of a key's integers.
   bool matrix_tiles = false;
 
   void (*statistics)(const TokenBlock&, const ChannelStatistics&) = nullptr;

@@ -7,8 +7,9 @@
 //       O[d][query]    = O · α + Vᵀ · P                    f32 multiply-adds, of exact numbers
 //   s_v O / l + v̄, transposed back into the caller's rows
 //
-// A row's maximum is renewed when a weight exceeds the largest exponent. Then the unit starts anew,
-// since its weights have taken the place of its scores; that is rare after the first blocks.
+// A unit's weights are made as if the rows' maxima so far would do; their sums tell if one is too
+// large. Then the unit starts anew with renewed maxima, since its weights have taken the place of
+// its scores; that is rare after the first blocks.
 #pragma once
 
 #include "cpu/kernel/sage_softmax.hpp"
@@ -203,7 +204,6 @@ template <class S>
 constexpr SageIsa make_sage_isa(const Isa& exact) {
   return {&exact,
           S::kIntsPerWord,
-          S::kKeyCorrection,
           false,
           block_statistics<S>,
           token_magnitudes<S>,

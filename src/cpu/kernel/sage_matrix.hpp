@@ -304,7 +304,6 @@ template <class S>
 constexpr SageIsa make_sage_matrix_isa(const Isa& exact) {
   return {&exact,
           S::kIntsPerWord,
-          S::kKeyCorrection,
           true,
           block_statistics<S>,
           token_magnitudes<S>,

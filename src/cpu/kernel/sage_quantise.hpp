@@ -132,10 +132,14 @@ void quantise_tokens(const TokenBlock& block, const float* inverse, std::int64_t
         if (!zero && c < block.columns) {
           x = S::round_to_int(S::mul(smoothed<S>(block, data + i * block.x.stride, c), factor));
         }
-        sum = S::add_int(sum, x);
+        if constexpr (S::kKeyCorrection != 0) sum = S::add_int(sum, x);
         S::store_quantised(to + w, x);
       }
-      if (correction != nullptr) correction[i] = S::kKeyCorrection * sum_of_lanes<S>(sum);
+      if (correction == nullptr) continue;
+      correction[i] = 0;
+      if constexpr (S::kKeyCorrection != 0) {
+        correction[i] = S::kKeyCorrection * sum_of_lanes<S>(sum);
+      }
     }
   });
 }
