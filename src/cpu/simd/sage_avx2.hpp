@@ -6,7 +6,6 @@
 namespace tessera::cpu {
 
 struct SageAvx2 : Avx2 {
-  static constexpr bool kMatrixTiles = false;
   /// vpmaddwd multiplies pairs: exact, where vpmaddubsw's 16-bit sums would saturate.
   static constexpr int kIntsPerWord = 2;
   static constexpr std::uint32_t kQueryOffset = 0;

@@ -38,7 +38,6 @@ struct WithIntegers : Base {
 /// Dot products of quads, AVX512-VNNI: unsigned by signed. Q is the unsigned side, its integers
 /// raised by 128; a key's sums start at −128 times the sum of its integers.
 struct SageAvx512 : WithIntegers<Avx512> {
-  static constexpr bool kMatrixTiles = false;
   /// What words of Q are xor'ed with, and what the sum of a key's integers is multiplied by.
   static constexpr std::uint32_t kQueryOffset = 0x80808080u;
   static constexpr int kKeyCorrection = -128;
