@@ -44,22 +44,27 @@ std::int64_t band_for(double density, double blocks) {
   return local;
 }
 
+PlanOptions options_of(const Case& problem, const Variant& variant) {
+  PlanOptions options;
+  options.forward = problem.pass == Pass::forward;
+  options.backward = problem.pass == Pass::backward;
+  if (variant.impl != "auto") options.implementation = variant.impl;
+  options.threads = variant.threads;
+  return options;
+}
+
 class TesseraContender : public Contender {
  public:
   TesseraContender(const Case& problem, const Variant& variant, const BlockMask* mask,
                    Tensors& tensors)
       : pass_(problem.pass), tensors_(tensors), executor_(make_thread_pool(variant.threads)) {
-    const Attention attention = to_attention(problem);
+    const Attention attention = to_attention(problem, variant.precision);
     inputs_ = tensors.inputs();
     if (mask != nullptr) {
       view_ = mask->view();
       inputs_.block_mask = &view_;
     }
-    PlanOptions options;
-    options.forward = pass_ == Pass::forward;
-    options.backward = pass_ == Pass::backward;
-    if (variant.impl != "auto") options.implementation = variant.impl;
-    options.threads = variant.threads;
+    PlanOptions options = options_of(problem, variant);
     options.executor = executor_.get();
     plan_.emplace(require(Plan::create(attention, inputs_, options)));
     workspace_.emplace(options.forward ? plan_->forward_workspace_bytes()
@@ -194,6 +199,16 @@ std::unique_ptr<Contender> make_contender(const Case& problem, const Variant& va
     return std::make_unique<StandardContender>(problem, variant, tensors);
   }
   return std::make_unique<TesseraContender>(problem, variant, mask, tensors);
+}
+
+std::string row_refusal(const Case& problem, const Variant& variant, const Tensors& tensors) {
+  if (variant.impl == "auto") return {};
+  const Status status = Plan::create(to_attention(problem, variant.precision), tensors.inputs(),
+                                     options_of(problem, variant))
+                            .status();
+  if (status.code() != StatusCode::unsupported) return {};
+  return fmt::format("{} left out in {}: {}", variant.impl, tessera::name_of(variant.precision),
+                     status.message());
 }
 
 std::string standard_refusal(const Case& problem) {

@@ -52,6 +52,10 @@ class Contender {
 std::unique_ptr<Contender> make_contender(const Case& problem, const Variant& variant,
                                           const BlockMask* mask, Tensors& tensors);
 
+/// Why a row that was asked for by name is left out of a case in the variant's precision, in one
+/// line; empty if it is not.
+std::string row_refusal(const Case& problem, const Variant& variant, const Tensors& tensors);
+
 /// Why standard attention is left out of a case here, in one line; empty if it is not.
 std::string standard_refusal(const Case& problem);
 

@@ -54,7 +54,7 @@ GpuContender::GpuContender(const Case& problem, const Variant& variant, const Bl
     : pass_(problem.pass),
       stream_(stream),
       mask_(copy_of(mask, stream.device())),
-      plan_(require(Plan::create(to_attention(problem), with_mask(like.inputs),
+      plan_(require(Plan::create(to_attention(problem, variant.precision), with_mask(like.inputs),
                                  options_of(problem, variant)))),
       workspace_(require(device::Buffer::allocate(
           plan_.forward_workspace_bytes() + plan_.backward_workspace_bytes(), stream.device()))) {}

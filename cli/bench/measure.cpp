@@ -128,7 +128,8 @@ std::vector<Record> CpuMeter::measure(const Group& group, const Progress& progre
   std::vector<Running> all;
   for (const Variant& variant : group.variants) {
     progress(label_of(group, variant));
-    const std::string refusal = variant.impl == "standard" ? standard_refusal(problem) : "";
+    const std::string refusal = variant.impl == "standard" ? standard_refusal(problem)
+                                                           : row_refusal(problem, variant, tensors);
     if (!refusal.empty()) {
       notes.push_back(refusal);
       continue;

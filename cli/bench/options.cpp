@@ -88,6 +88,14 @@ std::vector<MaskChoice> to_masks(const Flags& flags) {
   return masks;
 }
 
+std::vector<Precision> to_precisions(const std::vector<std::string>& names) {
+  std::vector<Precision> precisions;
+  for (Precision p : {Precision::exact, Precision::sage8, Precision::sage4}) {
+    if (std::find(names.begin(), names.end(), name_of(p)) != names.end()) precisions.push_back(p);
+  }
+  return precisions;
+}
+
 Window to_window(const std::string& text) {
   FeatureFlags features;
   features.window = text;
@@ -113,6 +121,7 @@ std::vector<Group> free_groups(const Flags& flags, DeviceType device, int all_th
   sweep.window = to_window(flags.window);
   sweep.masks = to_masks(flags);
   sweep.threads = flags.threads.empty() ? std::vector<int>{all_threads} : flags.threads;
+  choose(sweep.precisions, to_precisions(flags.precisions));
   sweep.impls = flags.impls.empty() ? default_implementations(device) : flags.impls;
   if (!flags.dtypes.empty()) {
     sweep.dtypes.clear();
@@ -133,7 +142,7 @@ bool gives_shapes(const Flags& flags) {
          !flags.seq.empty() || !flags.seq_kv.empty() || !flags.head_dim.empty() ||
          !flags.head_dim_v.empty() || !flags.dtypes.empty() || !flags.passes.empty() ||
          !flags.patterns.empty() || !flags.densities.empty() || !flags.causal.empty() ||
-         !flags.window.empty() || !flags.block_size.empty();
+         !flags.window.empty() || !flags.block_size.empty() || !flags.precisions.empty();
 }
 
 }  // namespace
@@ -159,6 +168,9 @@ void add_flags(CLI::App& command, Flags& flags) {
   sizes("--head-dim", flags.head_dim, kMaxHeadDim, "Head dim of q and k (default 64)");
   sizes("--head-dim-v", flags.head_dim_v, kMaxHeadDim, "Head dim of v (default: as --head-dim)");
   list("--dtype", flags.dtypes, one_of({"f32", "f16", "bf16"}), "Dtypes (default f32)")
+      ->group(shapes);
+  list("--precision", flags.precisions, one_of({"exact", "sage8", "sage4"}),
+       "Precisions of the forward pass (default exact); rows are timed in those they compute")
       ->group(shapes);
   list("--pass", flags.passes, one_of({"fwd", "bwd", "both"}), "Passes (default fwd)")
       ->group(shapes);

@@ -16,7 +16,7 @@ namespace tessera::cli::bench {
 struct Flags {
   std::vector<std::string> suites;
   std::vector<std::int64_t> batch, heads, heads_kv, seq, seq_kv, head_dim, head_dim_v;
-  std::vector<std::string> dtypes, passes, patterns, impls;
+  std::vector<std::string> dtypes, passes, patterns, precisions, impls;
   std::vector<double> densities;
   std::vector<int> threads;
   std::string causal, window, block_size;

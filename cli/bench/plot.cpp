@@ -31,7 +31,8 @@ constexpr std::array<int, 7> kPoints{7, 5, 9, 13, 11, 4, 6};
 std::string method_text(const Record& r) {
   if (r.impl == "standard") return "standard";
   const MaskChoice& mask = r.variant.mask;
-  if (mask.pattern == Pattern::dense) return fmt::format("exact ({})", r.impl);
+  const char* precision = tessera::name_of(r.variant.precision);
+  if (mask.pattern == Pattern::dense) return fmt::format("{} ({})", precision, r.impl);
   const std::string aim = mask.density > 0 ? fmt::format(" {:g}%", 100 * mask.density) : "";
   return fmt::format("block-sparse {}{} ({})", name_of(mask.pattern), aim, r.impl);
 }

@@ -39,8 +39,9 @@ std::optional<Pattern> pattern_named(std::string_view name) {
   return std::nullopt;
 }
 
-Attention to_attention(const Case& problem) {
+Attention to_attention(const Case& problem, Precision precision) {
   Attention attention;
+  attention.precision = precision;
   attention.causal = problem.causal;
   attention.window = problem.window;
   return attention;

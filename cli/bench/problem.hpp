@@ -53,6 +53,7 @@ struct Variant {
   std::string impl = "auto";
   int threads = 1;
   MaskChoice mask;
+  Precision precision = Precision::exact;
 };
 
 /// A case and its variants, measured in turn in one process: A B C A B C …
@@ -62,8 +63,8 @@ struct Group {
   std::vector<Variant> variants;
 };
 
-/// What the case asks of the library.
-Attention to_attention(const Case& problem);
+/// What a variant of the case asks of the library.
+Attention to_attention(const Case& problem, Precision precision = Precision::exact);
 
 /// q, k, v and o (forward), and also lse, d_o, d_q, d_k and d_v (backward).
 std::int64_t input_output_bytes(const Case& problem);

@@ -76,6 +76,7 @@ nlohmann::ordered_json json_of(const Record& r, const Machine& machine) {
     json["block_kv"] = mask.block_kv;
     json["us_per_block"] = r.ms * 1e3 / *r.blocks;
   }
+  json["precision"] = tessera::name_of(r.variant.precision);
   json["threads"] = r.variant.threads;
   json["ms"] = r.ms;
   json["ms_min"] = r.ms_min;
@@ -142,10 +143,11 @@ void compare(std::vector<Record>& group) {
     });
     r.speedup_over_one_thread = speedup(group, r, [&](const Record& other) {
       return other.impl == r.impl && other.variant.mask == r.variant.mask &&
-             other.variant.threads == 1;
+             other.variant.precision == r.variant.precision && other.variant.threads == 1;
     });
     r.speedup_over_dense = speedup(group, r, [&](const Record& other) {
       return other.impl == r.impl && other.variant.mask.pattern == Pattern::dense &&
+             other.variant.precision == r.variant.precision &&
              other.variant.threads == r.variant.threads;
     });
   }

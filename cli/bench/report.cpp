@@ -50,6 +50,11 @@ std::vector<Field> fields() {
       {right("threads"),
        [](const Record& r) { return on_gpu(r) ? "" : fmt::format("{}", r.variant.threads); }},
       {left("impl"), [](const Record& r) { return r.impl; }},
+      {left("precision"),
+       [](const Record& r) {
+         const bool exact = r.variant.precision == Precision::exact;
+         return exact ? "" : tessera::name_of(r.variant.precision);
+       }},
       {right("ms"), [](const Record& r) { return format_ms(r.ms); }},
       {right("GFLOP/s"), [](const Record& r) { return on_gpu(r) ? "" : rate(r.gflops()); }},
       {right("TFLOP/s"), [](const Record& r) { return on_gpu(r) ? rate(r.gflops() / 1e3) : ""; }},

@@ -10,7 +10,10 @@ std::vector<Variant> variants_of(const Sweep& sweep) {
   for (const MaskChoice& mask : sweep.masks) {
     for (const std::string& impl : sweep.impls) {
       if (impl == "standard" && mask.pattern != Pattern::dense) continue;
-      for (int threads : sweep.threads) variants.push_back({impl, threads, mask});
+      for (Precision precision : sweep.precisions) {
+        if (impl == "standard" && precision != Precision::exact) continue;
+        for (int threads : sweep.threads) variants.push_back({impl, threads, mask, precision});
+      }
     }
   }
   return variants;

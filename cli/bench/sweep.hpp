@@ -10,8 +10,8 @@
 namespace tessera::cli::bench {
 
 /// Every combination of its lists is measured. An empty list means: as the one it pairs with
-/// (heads_kv as heads_q, seq_kv as seq_q, head_dim_v as head_dim). Implementations, threads and
-/// masks are variants of a group; the rest makes groups.
+/// (heads_kv as heads_q, seq_kv as seq_q, head_dim_v as head_dim). Implementations, threads,
+/// masks and precisions are variants of a group; the rest makes groups.
 struct Sweep {
   std::string suite = "free";
   std::vector<Pass> passes{Pass::forward};
@@ -28,11 +28,12 @@ struct Sweep {
   std::vector<std::string> impls{"auto"};
   std::vector<int> threads{1};
   std::vector<MaskChoice> masks{MaskChoice{}};
+  std::vector<Precision> precisions{Precision::exact};
 };
 
 /// The groups, shapes in the order of the lists with the sequence lengths varying fastest. Standard
-/// attention takes part without block masks only. Throws Error if heads_q is not a multiple of
-/// heads_kv.
+/// attention takes part without block masks and in exact precision only. Throws Error if heads_q is
+/// not a multiple of heads_kv.
 std::vector<Group> expand(const Sweep& sweep);
 
 /// A named suite.

@@ -9,6 +9,7 @@
 #include "core/registry.hpp"
 #include "core/sequences.hpp"
 #include "cpu/blocking.hpp"
+#include "cpu/kernel/sage.hpp"
 #include "cpu/kernel/tile.hpp"
 
 namespace tessera::cpu {
@@ -148,5 +149,6 @@ std::unique_ptr<Kernel> make_forward(const Problem& problem, const Isa& isa);
 bool are_few_rows(const Problem& problem, const Isa& isa);
 std::unique_ptr<Kernel> make_few_rows(const Problem& problem, const Isa& isa);
 std::unique_ptr<Kernel> make_backward(const Problem& problem, const Isa& isa);
+std::unique_ptr<Kernel> make_sage(const Problem& problem, const SageIsa& isa);
 
 }  // namespace tessera::cpu

@@ -42,13 +42,15 @@ std::string model_name() {
 }
 
 #if defined(__x86_64__) && defined(__linux__)
-/// Whether the processor has AMX-TILE and AMX-BF16.
-bool has_amx_bf16() {
+constexpr unsigned kAmxBf16 = 1u << 22;
+constexpr unsigned kAmxInt8 = 1u << 25;
+
+/// Whether the processor has AMX-TILE and one of its multipliers.
+bool has_amx(unsigned multiplier) {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0) return false;
-  constexpr unsigned kAmxBf16 = 1u << 22;
   constexpr unsigned kAmxTile = 1u << 24;
-  return (edx & kAmxBf16) != 0 && (edx & kAmxTile) != 0;
+  return (edx & multiplier) != 0 && (edx & kAmxTile) != 0;
 }
 
 /// Asks the system to keep tile registers for this process: threads use them by permission only.
@@ -83,15 +85,18 @@ CpuInfo detect() {
   const bool bw = add(__builtin_cpu_supports("avx512bw"), "avx512bw");
   const bool dq = add(__builtin_cpu_supports("avx512dq"), "avx512dq");
   const bool vl = add(__builtin_cpu_supports("avx512vl"), "avx512vl");
-  add(__builtin_cpu_supports("avx512vnni"), "avx512vnni");
+  const bool vnni = add(__builtin_cpu_supports("avx512vnni"), "avx512vnni");
   const bool bf16 = add(__builtin_cpu_supports("avx512bf16"), "avx512bf16");
   info.avx2 = avx2 && fma;  // every such processor has F16C
   info.avx512 = f && bw && dq && vl && info.avx2;
+  info.avx512_vnni = vnni && info.avx512;
   info.avx512_bf16 = bf16 && info.avx512;
   info.fast_bf16_pairs = info.avx512_bf16 && __builtin_cpu_is("amd");
 #if defined(__x86_64__) && defined(__linux__)
-  const bool amx = add(has_amx_bf16(), "amx_bf16");
+  const bool amx = add(has_amx(kAmxBf16), "amx_bf16");
+  const bool amx_int8 = add(has_amx(kAmxInt8), "amx_int8");
   info.amx_bf16 = amx && info.avx512_bf16 && may_use_tiles();
+  info.amx_int8 = amx_int8 && info.amx_bf16;
 #endif
 #elif defined(__aarch64__)
   info.features = "asimd";

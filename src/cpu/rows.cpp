@@ -20,6 +20,25 @@ constexpr std::string_view kSupports =
 constexpr std::string_view kSupportsBf16 =
     "bf16 (products in bf16, f32 sums), forward and backward, every mask and feature, exact";
 
+constexpr std::string_view kSupportsSage =
+    "f32 f16 bf16, sage8 and sage4, forward, every mask, feature and piece of the scheme";
+
+constexpr std::string_view kSupportsSageAmx =
+    "f32 f16 bf16, sage8 and sage4 (16-bit PV of f16 apart), forward, every mask and feature";
+
+std::string reject_exact(const Problem& problem) {
+  if (problem.pass == Pass::backward) return "the backward pass is exact: this row quantises";
+  if (!problem.quantised()) return "precision exact: this row quantises";
+  if (problem.dtype == DType::f64) return "quantises f32, f16 and bf16, not f64";
+  return {};
+}
+
+std::string reject_for_tiles(const Problem& problem) {
+  const bool half = problem.quantised() && problem.quantization.pv == PvFormat::half;
+  if (half && problem.dtype == DType::f16) return "pv half in f16: matrix tiles multiply bf16";
+  return reject_exact(problem);
+}
+
 std::string reject(const Problem& problem) {
   if (problem.dtype == DType::f64) return "dtype f64 is the reference's alone";
   if (problem.precision != Precision::exact)
@@ -39,6 +58,11 @@ std::unique_ptr<Kernel> make(const Problem& problem) {
   return problem.pass == Pass::forward ? make_forward(problem, kIsa) : make_backward(problem, kIsa);
 }
 
+template <const SageIsa& kIsa>
+std::unique_ptr<Kernel> make_quantised(const Problem& problem) {
+  return make_sage(problem, kIsa);
+}
+
 std::string always() { return {}; }
 
 #if defined(TESSERA_CPU_X86)
@@ -46,12 +70,16 @@ std::string needs_avx2() { return cpu_info().avx2 ? "" : "this processor has no 
 std::string needs_avx512_bf16() {
   return cpu_info().avx512_bf16 ? "" : "this processor has no AVX-512 BF16";
 }
+std::string needs_avx512_vnni() {
+  return cpu_info().avx512_vnni ? "" : "this processor has no AVX-512 VNNI";
+}
 std::string needs_avx512() {
   return cpu_info().avx512 ? "" : "this processor has no AVX-512 (F, BW, DQ, VL)";
 }
 #else
 std::string needs_avx2() { return "this build is not for x86"; }
 std::string needs_avx512_bf16() { return "this build is not for x86"; }
+std::string needs_avx512_vnni() { return "this build is not for x86"; }
 std::string needs_avx512() { return "this build is not for x86"; }
 #endif
 
@@ -59,7 +87,11 @@ std::string needs_avx512() { return "this build is not for x86"; }
 std::string needs_amx() {
   return cpu_info().amx_bf16 ? "" : "this processor or system has no AMX-BF16 with AVX-512 BF16";
 }
+std::string needs_amx_int8() {
+  return cpu_info().amx_int8 ? "" : "this processor or system has no AMX-INT8 with AMX-BF16";
+}
 #else
+std::string needs_amx_int8() { return "this build is not for x86-64"; }
 std::string needs_amx() { return "this build is not for x86-64"; }
 #endif
 
@@ -87,8 +119,8 @@ Executor* executor(Executor* requested) {
 }  // namespace
 
 const Backend& backend() {
-  static const std::array<Row, 6> kRows = [] {
-    std::array<Row, 6> rows = {{
+  static const std::array<Row, 9> kRows = [] {
+    std::array<Row, 9> rows = {{
 #if defined(TESSERA_CPU_AMX)
         {"cpu_amx", kSupportsBf16, needs_amx, reject_all_but_bf16, make<kIsaAmx>},
 #else
@@ -105,6 +137,20 @@ const Backend& backend() {
         {"cpu_avx2", kSupports, needs_avx2, reject, nullptr},
 #endif
         {"cpu_portable", kSupports, always, reject, make<kIsaPortable>},
+#if defined(TESSERA_CPU_AMX)
+        {"cpu_sage_amx", kSupportsSageAmx, needs_amx_int8, reject_for_tiles,
+         make_quantised<kSageAmx>},
+#else
+        {"cpu_sage_amx", kSupportsSageAmx, needs_amx_int8, reject_for_tiles, nullptr},
+#endif
+#if defined(TESSERA_CPU_X86)
+        {"cpu_sage_avx512", kSupportsSage, needs_avx512_vnni, reject_exact,
+         make_quantised<kSageAvx512>},
+        {"cpu_sage_avx2", kSupportsSage, needs_avx2, reject_exact, make_quantised<kSageAvx2>},
+#else
+        {"cpu_sage_avx512", kSupportsSage, needs_avx512_vnni, reject_exact, nullptr},
+        {"cpu_sage_avx2", kSupportsSage, needs_avx2, reject_exact, nullptr},
+#endif
         reference::kReferenceRow,
     }};
     if (cpu_info().fast_bf16_pairs) std::swap(rows[1], rows[2]);

