@@ -78,7 +78,7 @@ Place place_of(const char* flag, const Sample& sample) {
 AccuracyMeter meter_of(const CalibrateFlags& flags, const char* flag, const Sample& sample,
                        Device device, Executor* executor, TensorFiles& files) {
   AttentionCase c = load_sample(flag, sample, flags.layout, flags.dtype, files);
-  c.name = fmt::format("{} {}", flag, sample.source);
+  c.name = fmt::format("{} {}", flag, sample.source());
   c.attention = to_attention(flags.features);
   return AccuracyMeter(std::move(c), {device, flags.place.implementation, executor});
 }
@@ -118,7 +118,7 @@ Calibration calibrate_samples(const CalibrateFlags& flags, const std::vector<Sam
   result.heading.quantization = to_quantization(flags.scheme);
   std::map<std::pair<std::int64_t, std::int64_t>, Entry> entries;
   for (const Sample& sample : samples) {
-    bar.step(sample.source);
+    bar.step(sample.source());
     const Place place = place_of("SAMPLES", sample);
     AccuracyMeter meter = meter_of(flags, "SAMPLES", sample, device, executor, files);
     agree_on_shape(meter.attention_case(), result.heading);
@@ -183,21 +183,21 @@ std::vector<HeldOut> measure_held_out(const CalibrateFlags& flags, const Calibra
   const AdaptivePlan plan = require(AdaptivePlan::parse(plan_text, flags.model));
   std::vector<HeldOut> results;
   for (const Sample& sample : samples) {
-    bar.step(sample.source);
+    bar.step(sample.source());
     const Place place = place_of("--held-out", sample);
     const auto entry = std::find_if(
         calibration.entries.begin(), calibration.entries.end(),
         [&](const Entry& e) { return e.layer == place.layer && e.step == place.step; });
     if (entry == calibration.entries.end()) {
-      fail("--held-out {}: layer {} step {}, expected one that has samples", sample.source,
+      fail("--held-out {}: layer {} step {}, expected one that has samples", sample.source(),
            place.layer, place.step);
     }
     AccuracyMeter meter = meter_of(flags, "--held-out", sample, device, executor, files);
     const Accuracy accuracy = meter.measure(plan, place.layer, place.step);
-    if (!accuracy.rejection.empty()) fail("--held-out {}: {}", sample.source, accuracy.rejection);
+    if (!accuracy.rejection.empty()) fail("--held-out {}: {}", sample.source(), accuracy.rejection);
     const double calibrated = entry->in(entry->precision).relative_l1;
-    results.push_back(
-        {sample.source, &*entry, accuracy.all, kSlack * flags.targets.max_l1.value_or(calibrated)});
+    results.push_back({sample.source(), &*entry, accuracy.all,
+                       kSlack * flags.targets.max_l1.value_or(calibrated)});
   }
   return results;
 }

@@ -2,7 +2,10 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <optional>
+#include <set>
 #include <string_view>
+#include <utility>
 
 #include "error.hpp"
 
@@ -12,47 +15,56 @@ namespace {
 constexpr std::string_view kSafetensors = ".safetensors";
 constexpr std::string_view kNpy = ".npy";
 
-/// NAME of NAME.q, NAME.k or NAME.v; empty for other names.
-std::string sample_of(std::string_view name) {
-  for (std::string_view suffix : {".q", ".k", ".v"}) {
-    if (name.size() > suffix.size() && name.ends_with(suffix)) {
-      return std::string(name.substr(0, name.size() - suffix.size()));
-    }
+/// "NAME." of NAME.q, NAME.k or NAME.v, and "" of q, k or v; nothing for other names.
+std::optional<std::string> prefix_of(std::string_view name) {
+  if (name.empty() || std::string_view("qkv").find(name.back()) == std::string_view::npos) {
+    return std::nullopt;
   }
-  return "";
+  name.remove_suffix(1);
+  const bool whole = name.empty() || name.ends_with('.') || name.ends_with('/');
+  return whole ? std::optional(std::string(name)) : std::nullopt;
+}
+
+std::string without_dot(std::string prefix) {
+  if (prefix.ends_with('.')) prefix.pop_back();
+  return prefix;
 }
 
 void add_from_safetensors(const std::string& flag, const std::string& path, TensorFiles& files,
                           std::vector<Sample>& samples) {
   const std::vector<std::string> names = files.names(flag, path);
-  const std::size_t before = samples.size();
+  std::set<std::string> seen;
   for (const std::string& tensor : names) {
-    const std::string name = sample_of(tensor);
-    if (name.empty() || (samples.size() > before && samples.back().name == name)) continue;
+    const std::optional<std::string> prefix = prefix_of(tensor);
+    if (!prefix || !seen.insert(*prefix).second) continue;
     for (const char* part : {"q", "k", "v"}) {
-      const std::string wanted = name + "." + part;
+      const std::string wanted = *prefix + part;
       if (std::find(names.begin(), names.end(), wanted) == names.end()) {
         fail("{} {}: no tensor '{}', expected it beside '{}'", flag, path, wanted, tensor);
       }
     }
-    samples.push_back({name, path, path + ":" + name, false});
+    samples.push_back({without_dot(*prefix), path, path + ":" + *prefix, ""});
   }
-  if (samples.size() == before) {
+  if (seen.empty()) {
     fail("{} {}: no samples, expected tensors NAME.q, NAME.k and NAME.v", flag, path);
   }
 }
 
 void add_from_npy(const std::string& flag, const std::string& path, std::vector<Sample>& samples) {
-  const std::string source = sample_of(std::string_view(path).substr(0, path.size() - kNpy.size()));
-  if (source.empty()) fail("{} {}: expected NAME.q.npy, NAME.k.npy or NAME.v.npy", flag, path);
-  const auto same = [&](const Sample& sample) { return sample.npy && sample.source == source; };
+  const std::string_view tensor = std::string_view(path).substr(0, path.size() - kNpy.size());
+  const std::optional<std::string> prefix = prefix_of(tensor);
+  if (!prefix) fail("{} {}: expected NAME.q.npy, NAME.k.npy or NAME.v.npy", flag, path);
+  const auto same = [&](const Sample& sample) {
+    return !sample.suffix.empty() && sample.prefix == *prefix;
+  };
   if (std::any_of(samples.begin(), samples.end(), same)) return;
-  for (const char* part : {".q.npy", ".k.npy", ".v.npy"}) {
-    if (!std::filesystem::exists(source + part)) {
-      fail("{} {}: no file {}, expected it beside the other two", flag, path, source + part);
+  for (const char* part : {"q.npy", "k.npy", "v.npy"}) {
+    if (!std::filesystem::exists(*prefix + part)) {
+      fail("{} {}: no file {}, expected it beside the other two", flag, path, *prefix + part);
     }
   }
-  samples.push_back({std::filesystem::path(source).filename().string(), path, source, true});
+  const std::string name = std::filesystem::path(*prefix).filename().string();
+  samples.push_back({without_dot(name), path, *prefix, std::string(kNpy)});
 }
 
 }  // namespace
@@ -79,7 +91,7 @@ AttentionCase load_sample(const std::string& flag, const Sample& sample, const s
     fail("{} {}: dtype f64, expected --dtype f32, f16 or bf16", flag, sample.source_of("q"));
   }
   AttentionCase c;
-  c.name = sample.name;
+  c.name = sample.name.empty() ? std::filesystem::path(sample.file).stem().string() : sample.name;
   c.bshd = layout == "bshd";
   c.q = files.load(flag, sample.source_of("q"), as);
   c.k = files.load(flag, sample.source_of("k"), as);

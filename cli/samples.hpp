@@ -10,16 +10,17 @@
 namespace tessera::cli {
 
 /// q, k and v that belong together: the tensors NAME.q, NAME.k and NAME.v of a safetensors file, or
-/// the files NAME.q.npy, NAME.k.npy and NAME.v.npy.
+/// the files NAME.q.npy, NAME.k.npy and NAME.v.npy; without a NAME q, k and v.
 struct Sample {
-  std::string name;    ///< NAME, without folders.
-  std::string file;    ///< The safetensors file, or the path of NAME.q.npy.
-  std::string source;  ///< "FILE.safetensors:NAME" or the path up to NAME.
-  bool npy = false;
+  std::string name;    ///< NAME, without folders; may be empty.
+  std::string file;    ///< The path that led to it.
+  std::string prefix;  ///< What stands before q, k and v, "FILE.safetensors:NAME." say,
+  std::string suffix;  ///< and behind: ".npy" or nothing.
 
-  std::string source_of(const char* tensor) const {
-    return source + "." + tensor + (npy ? ".npy" : "");
+  std::string source() const {
+    return prefix.ends_with('.') ? prefix.substr(0, prefix.size() - 1) : prefix;
   }
+  std::string source_of(const char* tensor) const { return prefix + tensor + suffix; }
 };
 
 /// All samples of the paths FILE.safetensors and FILE.npy, in the order of paths and names. Tensors

@@ -239,8 +239,9 @@ void add_check_command(CLI::App& app, int& exit_code) {
       ->type_name("LIST")
       ->group(accuracy);
   command
-      ->add_option("--activations", flags->activations,
-                   "FILE.safetensors with tensors NAME.q, NAME.k, NAME.v, or NAME.q.npy: more data")
+      ->add_option(
+          "--activations", flags->activations,
+          "More data: FILE.safetensors with tensors NAME.q, NAME.k and NAME.v, or NAME.q.npy")
       ->type_name("FILE ...")
       ->group(accuracy);
   add_scheme_flags(*command, flags->scheme);

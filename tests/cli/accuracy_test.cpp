@@ -117,6 +117,15 @@ TEST(CheckPrecision, PrintsEveryDistributionInEveryScheme) {
   }
 }
 
+TEST(CheckPrecision, TakesActivations) {
+  const std::string file = std::string(TESSERA_DATA) + "/gpt_hd128.safetensors";
+  const test::Outcome outcome =
+      test::run_tessera({"check", "--precision", "sage8", "--heads", "1", "--seq", "40",
+                         "--head-dim", "16", "--causal", "--pv", "fp8", "--activations", file});
+  EXPECT_EQ(outcome.exit_code, 0) << outcome.err;
+  EXPECT_EQ(lines_with(outcome.out, "\ngpt_hd128  "), 1) << outcome.out;
+}
+
 TEST(CheckPrecision, TakesOneSchemeThatIsNamed) {
   const test::Outcome outcome =
       test::run_tessera({"check", "--precision", "sage4", "--heads", "1", "--seq", "40",
