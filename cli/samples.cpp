@@ -91,7 +91,11 @@ AttentionCase load_sample(const std::string& flag, const Sample& sample, const s
     fail("{} {}: dtype f64, expected --dtype f32, f16 or bf16", flag, sample.source_of("q"));
   }
   AttentionCase c;
-  c.name = sample.name.empty() ? std::filesystem::path(sample.file).stem().string() : sample.name;
+  c.name = sample.name;
+  if (sample.suffix.empty()) {  // NAME says nothing of the file
+    const std::string file = std::filesystem::path(sample.file).stem().string();
+    c.name = file + (sample.name.empty() ? "" : " ") + sample.name;
+  }
   c.bshd = layout == "bshd";
   c.q = files.load(flag, sample.source_of("q"), as);
   c.k = files.load(flag, sample.source_of("k"), as);
