@@ -8,7 +8,7 @@
 //     where the weight lies so close to the middle between two numbers that it may become either.
 //     Those weights are counted, with the step between the two: Δ.
 //   - weights among the format's denormals depend on how far the running maximum had come. They may
-//     be anything within half a denormal step: Δ, too.
+//     be anything within half a denormal step, after a rounding of the significand: Δ, too.
 //   - the sums: u · (√n + 8) of the terms' spread. Tensor cores that multiply 8-bit operands keep
 //   13
 //     bits of a sum and cut off the rest, at most four times before it is added up in f32; a GPU's
@@ -17,7 +17,6 @@
 // Each element has its own tolerance. With S = Σ P:
 //   |Δo| ≤ Σ Δ_j |z_j v_j − o| / (S − Σ Δ)  +  the sums' part  +  u(dtype) |o as computed|
 //   |Δlse| ≤ Σ p_j δ_j + u · (√n + 8) + 4 u · (what lse is added up from)
-// A denormal weight's significand may have been rounded to the format's before: Δ has room for it.
 #pragma once
 
 #include "support/case.hpp"
