@@ -39,7 +39,14 @@ struct Attention {
   Window window;
   double softcap = 0;    ///< > 0: scores become softcap · tanh(s / softcap). 0: off.
   double dropout_p = 0;  ///< Probability in [0, 1) of dropping an element of the softmax.
+  /// Of the forward pass's products; the backward pass is always exact.
   Precision precision = Precision::exact;
+  /// The pieces of sage8's and sage4's scheme; those of adaptive come from its plan.
+  Quantization quantization;
+  /// adaptive: what chooses the precision of this (layer, step). Read while planning only.
+  const AdaptivePlan* adaptive_plan = nullptr;
+  std::int64_t layer = 0;
+  std::int64_t step = 0;
   /// Ask for a backward pass whose results are bit-identical from run to run. Every CPU row's
   /// always are, for a given thread count.
   bool deterministic = false;

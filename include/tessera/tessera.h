@@ -64,13 +64,47 @@ typedef enum tessera_alignment {
   TESSERA_TOP_LEFT = 1      /**< a = 0: the first query stands at the first key. */
 } tessera_alignment;
 
-/** Precision of the two matrix products. Only TESSERA_EXACT has an implementation so far. */
+/** Precision of the forward pass's two matrix products (SageAttention2); the backward pass is
+ * always exact. */
 typedef enum tessera_precision {
-  TESSERA_EXACT = 0,
-  TESSERA_SAGE8 = 1,
-  TESSERA_SAGE4 = 2,
-  TESSERA_ADAPTIVE = 3
+  TESSERA_EXACT = 0,   /**< Products in the input dtype, f32 sums. */
+  TESSERA_SAGE8 = 1,   /**< Q and K in INT8, P and V in FP8 E4M3 or 16 bits. */
+  TESSERA_SAGE4 = 2,   /**< Q and K in INT4, P and V in FP8 E4M3 or 16 bits. */
+  TESSERA_ADAPTIVE = 3 /**< What a tessera_adaptive_plan names for the (layer, step). */
 } tessera_precision;
+
+/** Which elements of Q and of K share a scale. */
+typedef enum tessera_scale_granularity {
+  TESSERA_SCALES_AUTOMATIC = 0,  /**< Per thread. */
+  TESSERA_SCALES_PER_TENSOR = 1, /**< A sequence of one head. */
+  TESSERA_SCALES_PER_BLOCK = 2,  /**< 128 queries; 64 keys. */
+  TESSERA_SCALES_PER_WARP = 3,   /**< 32 queries; 64 keys. */
+  TESSERA_SCALES_PER_THREAD = 4, /**< Queries i, i + 8, i + 16, i + 24 of 32; keys 2j, 2j + 1 modulo
+                                    8 of 64. */
+  TESSERA_SCALES_PER_TOKEN = 5   /**< One query; one key. */
+} tessera_scale_granularity;
+
+/** Which mean of Q's channels is subtracted before Q is quantised. */
+typedef enum tessera_smooth_q {
+  TESSERA_SMOOTH_Q_AUTOMATIC = 0, /**< None for sage8, per tensor for sage4. */
+  TESSERA_SMOOTH_Q_NONE = 1,
+  TESSERA_SMOOTH_Q_PER_TENSOR = 2, /**< Over the sequence's queries. */
+  TESSERA_SMOOTH_Q_PER_BLOCK = 3   /**< Over each block of 128 queries. */
+} tessera_smooth_q;
+
+/** Whether a mean is subtracted. */
+typedef enum tessera_smoothing {
+  TESSERA_SMOOTHING_AUTOMATIC = 0, /**< On for K, off for V. */
+  TESSERA_SMOOTHING_OFF = 1,
+  TESSERA_SMOOTHING_ON = 2
+} tessera_smoothing;
+
+/** What P and V are multiplied in. */
+typedef enum tessera_pv_format {
+  TESSERA_PV_AUTOMATIC = 0, /**< FP8. */
+  TESSERA_PV_FP8 = 1,       /**< E4M3. */
+  TESSERA_PV_HALF = 2       /**< f16 for f16 inputs, otherwise bf16. */
+} tessera_pv_format;
 
 /** Passes of a plan, as bits. */
 typedef enum tessera_pass { TESSERA_FORWARD = 1, TESSERA_BACKWARD = 2 } tessera_pass;
@@ -287,6 +321,37 @@ TESSERA_API tessera_status tessera_block_mask_validate(const tessera_block_mask_
 /** Releases a block mask. NULL is ignored. */
 TESSERA_API void tessera_block_mask_destroy(tessera_block_mask* mask);
 
+/** The pieces of sage8's and sage4's scheme; 0 is automatic. */
+typedef struct tessera_quantization {
+  size_t struct_size;
+  int32_t granularity; /**< A tessera_scale_granularity. */
+  int32_t smooth_q;    /**< A tessera_smooth_q. */
+  int32_t smooth_k;    /**< A tessera_smoothing. */
+  int32_t smooth_v;    /**< A tessera_smoothing. */
+  int32_t pv;          /**< A tessera_pv_format. */
+  int32_t reserved;    /**< 0. */
+} tessera_quantization;
+
+/** The precision of each (layer, step) of one model, made by `tessera calibrate`. */
+typedef struct tessera_adaptive_plan tessera_adaptive_plan;
+
+/** Reads a plan file. `model` may be NULL or "" (any); a plan for another model, of another format
+ * or version, or with ill-formed contents is refused with the reason. */
+TESSERA_API tessera_status tessera_adaptive_plan_load(const char* path, const char* model,
+                                                      tessera_adaptive_plan** plan);
+
+/** The same from the JSON text itself. */
+TESSERA_API tessera_status tessera_adaptive_plan_parse(const char* json, const char* model,
+                                                       tessera_adaptive_plan** plan);
+
+/** Gives the precision, a tessera_precision, of a layer and step. */
+TESSERA_API tessera_status tessera_adaptive_plan_choose(const tessera_adaptive_plan* plan,
+                                                        int64_t layer, int64_t step,
+                                                        int32_t* precision);
+
+/** Releases a plan. Plans made from it for attention live on. NULL is ignored. */
+TESSERA_API void tessera_adaptive_plan_destroy(tessera_adaptive_plan* plan);
+
 /** What to compute, without tensors. */
 typedef struct tessera_attention {
   size_t struct_size;
@@ -301,6 +366,10 @@ typedef struct tessera_attention {
   double dropout_p;      /**< In [0, 1): probability of dropping an element of the softmax. */
   int32_t precision;     /**< A tessera_precision. */
   int32_t deterministic; /**< Boolean: the backward pass is bit-identical from run to run. */
+  const tessera_quantization* quantization;   /**< NULL: all automatic. */
+  const tessera_adaptive_plan* adaptive_plan; /**< With TESSERA_ADAPTIVE only, and then required. */
+  int64_t layer;                              /**< What TESSERA_ADAPTIVE looks up in its plan. */
+  int64_t step;
 } tessera_attention;
 
 /** What the computation reads. q, k and v are required and share a dtype; NULL elsewhere means "not

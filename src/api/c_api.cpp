@@ -129,6 +129,10 @@ Status read_attention(const tessera_attention* from, Attention& to) {
   to.softcap = attention.softcap;
   to.dropout_p = attention.dropout_p;
   to.deterministic = attention.deterministic != 0;
+  TESSERA_C_RETURN_IF_ERROR(read_quantization(attention.quantization, to.quantization));
+  if (attention.adaptive_plan != nullptr) to.adaptive_plan = &attention.adaptive_plan->plan;
+  to.layer = attention.layer;
+  to.step = attention.step;
   return {};
 }
 

@@ -26,6 +26,10 @@ struct tessera_executor {
   tessera::Executor* executor = nullptr;
 };
 
+struct tessera_adaptive_plan {
+  tessera::AdaptivePlan plan;
+};
+
 namespace tessera::c {
 
 /// Keeps `message` as this thread's last error and returns `code`. Allocates nothing.
@@ -116,6 +120,9 @@ Status read_enum(std::int32_t value, E last, const char* name, const char* type,
   to = static_cast<E>(value);
   return {};
 }
+
+/// Reads the pieces of a quantisation scheme; null means all automatic.
+Status read_quantization(const tessera_quantization* from, Quantization& to);
 
 /// Reads a view of a block mask; its arrays are not looked at.
 Status read_view(const tessera_block_mask_view* from, const char* name, BlockMaskView& to);

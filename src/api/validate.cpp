@@ -269,6 +269,27 @@ Status check_attention(const Attention& a) {
     return invalid(fmt::format("precision: {}, expected exact, sage8, sage4 or adaptive",
                                static_cast<unsigned>(a.precision)));
   }
+  const auto known = [](const char* name, auto value, auto last) -> Status {
+    if (value <= last) return {};
+    return invalid(fmt::format("quantization.{}: {}, expected 0 to {}", name,
+                               static_cast<unsigned>(value), static_cast<unsigned>(last)));
+  };
+  const Quantization& q = a.quantization;
+  TESSERA_RETURN_IF_ERROR(known("granularity", q.granularity, ScaleGranularity::token));
+  TESSERA_RETURN_IF_ERROR(known("smooth_q", q.smooth_q, SmoothQ::block));
+  TESSERA_RETURN_IF_ERROR(known("smooth_k", q.smooth_k, Smoothing::on));
+  TESSERA_RETURN_IF_ERROR(known("smooth_v", q.smooth_v, Smoothing::on));
+  TESSERA_RETURN_IF_ERROR(known("pv", q.pv, PvFormat::half));
+  if (a.precision != Precision::adaptive && a.adaptive_plan != nullptr) {
+    return invalid(fmt::format("adaptive_plan: present with precision {}, expected adaptive",
+                               name_of(a.precision)));
+  }
+  if (a.precision == Precision::adaptive && a.adaptive_plan == nullptr) {
+    return invalid("adaptive_plan: absent, expected a plan to go with precision adaptive");
+  }
+  if (a.precision == Precision::adaptive && !(q == Quantization{})) {
+    return invalid("quantization: set, expected defaults: with adaptive the plan says it");
+  }
   return {};
 }
 
@@ -316,6 +337,30 @@ Status check_sizes(const Problem& p) {
           p.batch, p.heads_q, std::max(p.seq_q, p.seq_kv), std::max(p.head_dim, p.head_dim_v)));
     }
   }
+  return {};
+}
+
+/// Precision and pieces of the scheme: an adaptive plan's for this layer and step, or the caller's.
+/// A backward pass is exact: it starts from the saved o and lse, whichever way they were computed.
+Status choose_precision(const Attention& a, Problem& p) {
+  p.precision = a.precision;
+  Quantization pieces = a.quantization;
+  if (a.precision == Precision::adaptive) {
+    const AdaptivePlan& plan = *a.adaptive_plan;
+    if (plan.heads_q() != p.heads_q || plan.heads_kv() != p.heads_kv ||
+        plan.head_dim() != p.head_dim) {
+      return invalid(fmt::format(
+          "adaptive_plan: made for {} with heads {}/{}, head dim {}, expected q's {}/{}, {}",
+          plan.model(), plan.heads_q(), plan.heads_kv(), plan.head_dim(), p.heads_q, p.heads_kv,
+          p.head_dim));
+    }
+    const Result<AdaptivePlan::Choice> choice = plan.choose(a.layer, a.step);
+    if (!choice.ok()) return choice.status();
+    p.precision = choice->precision;
+    pieces = choice->quantization;
+  }
+  if (p.pass == Pass::backward) p.precision = Precision::exact;
+  if (p.quantised()) p.quantization = resolved(p.precision, pieces);
   return {};
 }
 
@@ -371,7 +416,7 @@ Result<Problem> make_problem(const Attention& a, const Inputs& in, Pass pass,
   p.window = a.window;
   p.softcap = a.softcap;
   p.dropout_p = a.dropout_p;
-  p.precision = a.precision;
+  TESSERA_RETURN_IF_ERROR(choose_precision(a, p));
   p.deterministic = a.deterministic;
   p.q_lens = in.q_lens.present();
   p.kv_lens = in.kv_lens.present();

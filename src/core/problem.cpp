@@ -31,9 +31,13 @@ std::string to_string(const Problem& p) {
   if (p.block_mask) {
     s += fmt::format(" block_mask={}x{}@{:.3g}", p.block_q, p.block_kv, p.block_density);
   }
-  flag(p.precision == Precision::sage8, "sage8");
-  flag(p.precision == Precision::sage4, "sage4");
-  flag(p.precision == Precision::adaptive, "adaptive");
+  if (p.quantised()) {
+    const Quantization& q = p.quantization;
+    s += fmt::format(" {} scales={} smooth_q={} smooth_k={} smooth_v={} pv={}",
+                     name_of(p.precision), name_of(q.granularity), name_of(q.smooth_q),
+                     q.smooth_k == Smoothing::on ? "on" : "off",
+                     q.smooth_v == Smoothing::on ? "on" : "off", name_of(q.pv));
+  }
   flag(p.deterministic, "deterministic");
   if (p.device.type == DeviceType::cpu) s += fmt::format(" threads={}", p.threads);
   return s;

@@ -32,7 +32,8 @@ struct Problem {
   Window window;
   double softcap = 0;
   double dropout_p = 0;
-  Precision precision = Precision::exact;
+  Precision precision = Precision::exact;  ///< exact, sage8 or sage4.
+  Quantization quantization;               ///< Without automatic pieces, unless exact.
   bool deterministic = false;
 
   bool varlen = false;
@@ -52,6 +53,7 @@ struct Problem {
   int threads = 1;  ///< CPU tasks that run side by side.
 
   std::int64_t group() const { return heads_q / heads_kv; }
+  bool quantised() const { return precision != Precision::exact; }
   bool windowed() const { return window.left >= 0 || window.right >= 0; }
 };
 

@@ -96,7 +96,7 @@ bool Head::block_mask_allows(std::int64_t i, std::int64_t j) const {
   return (word >> (column_in_block % 32) & 1u) != 0;
 }
 
-void Head::score(std::int64_t i) {
+void Head::score(std::int64_t i, const double* products) {
   const std::int64_t D = problem_.head_dim;
   load_row(inputs_.q, row_offset(inputs_.q, b_, h_, sequence_.q_begin + i), D, q_);
   if (problem_.bias) {
@@ -109,7 +109,7 @@ void Head::score(std::int64_t i) {
       s_[j] = -kInfinity;
       continue;
     }
-    double s = problem_.scale * dot(q_, k(j), D);
+    double s = problem_.scale * (products != nullptr ? products[j] : dot(q_, k(j), D));
     cap_slope_[j] = 1;
     if (cap > 0) {
       const double t = std::tanh(s / cap);

@@ -47,7 +47,8 @@ class Head {
   bool attends(std::int64_t i, std::int64_t j) const;
 
   /// Computes the scores of query i: s(j) for every key in use, −inf where i does not attend to j.
-  void score(std::int64_t i);
+  /// `products`, if given, takes the place of q · k for each key.
+  void score(std::int64_t i, const double* products = nullptr);
   const double* q() const { return q_; }
   double s(std::int64_t j) const { return s_[j]; }
   /// d s(j) / d (scale · q·k): what the softcap does to a gradient.

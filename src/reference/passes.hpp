@@ -1,4 +1,4 @@
-// The two passes, and how their independent parts are spread over an executor.
+// The passes, and how their independent parts are spread over an executor.
 #pragma once
 
 #include <algorithm>
@@ -12,6 +12,7 @@ namespace tessera::reference {
 /// Doubles of workspace one task needs.
 std::size_t forward_doubles(const Problem& problem);
 std::size_t backward_doubles(const Problem& problem);
+std::size_t quantised_doubles(const Problem& problem);
 
 /// Tasks that run side by side: no more than there are heads to share among them, which also keeps
 /// the workspace of any problem within 64 bits.
@@ -19,6 +20,7 @@ std::int64_t concurrent_tasks(const Problem& problem);
 
 /// arguments.workspace holds as many doubles for each of the concurrent tasks.
 void forward(const Problem& problem, const Arguments& arguments);
+void quantised_forward(const Problem& problem, const Arguments& arguments);
 void backward(const Problem& problem, const Arguments& arguments);
 
 /// Calls body(unit, memory) for every unit in [0, units); `memory` is `doubles` doubles that no

@@ -17,16 +17,21 @@ class ReferenceKernel final : public Kernel {
  public:
   explicit ReferenceKernel(const Problem& problem) : problem_(problem) {}
 
-  std::string config() const override { return "plain loops in double"; }
+  std::string config() const override {
+    return problem_.quantised() ? "the scalar model of the scheme" : "plain loops in double";
+  }
 
   std::size_t workspace_bytes() const override {
-    const std::size_t per_task =
-        problem_.pass == Pass::forward ? forward_doubles(problem_) : backward_doubles(problem_);
+    const std::size_t per_task = problem_.quantised()             ? quantised_doubles(problem_)
+                                 : problem_.pass == Pass::forward ? forward_doubles(problem_)
+                                                                  : backward_doubles(problem_);
     return sizeof(double) * per_task * concurrent_tasks(problem_);
   }
 
   Status run(const Arguments& arguments) const override {
-    if (problem_.pass == Pass::forward) {
+    if (problem_.quantised()) {
+      quantised_forward(problem_, arguments);
+    } else if (problem_.pass == Pass::forward) {
       forward(problem_, arguments);
     } else {
       backward(problem_, arguments);
@@ -49,7 +54,9 @@ std::string reject(const Problem& problem) {
     default:
       return std::string("computes f32, f16, bf16 and f64, not ") + name_of(problem.dtype);
   }
-  if (problem.precision != Precision::exact) return "computes exact attention only";
+  if (problem.quantised() && problem.dtype == DType::f64) {
+    return "quantises f32, f16 and bf16, not f64";
+  }
   return {};
 }
 
@@ -57,7 +64,7 @@ std::string reject(const Problem& problem) {
 
 const Row kReferenceRow{
     "reference",
-    "f32 f16 bf16 f64, forward and backward, every feature, in double (slow)",
+    "f32 f16 bf16 f64, forward and backward, every feature, every precision, in double (slow)",
     [] { return std::string(); },
     reject,
     [](const Problem& problem) -> std::unique_ptr<Kernel> {

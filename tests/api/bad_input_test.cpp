@@ -238,10 +238,34 @@ TEST(BadInput, Numbers) {
                  {"precision", "9"});
 }
 
-TEST(BadInput, PrecisionsThatAreNotThereYet) {
+TEST(BadInput, Quantization) {
+  const auto quantised = [](const std::function<void(Quantization&)>& change) {
+    return with([&](Call& x) {
+      x.attention.precision = Precision::sage8;
+      change(x.attention.quantization);
+    });
+  };
+  expect_refused(
+      quantised([](Quantization& q) { q.granularity = static_cast<ScaleGranularity>(6); }),
+      {"quantization.granularity", "6"});
+  expect_refused(quantised([](Quantization& q) { q.smooth_q = static_cast<SmoothQ>(4); }),
+                 {"quantization.smooth_q", "4"});
+  expect_refused(quantised([](Quantization& q) { q.smooth_k = static_cast<Smoothing>(3); }),
+                 {"quantization.smooth_k", "3"});
+  expect_refused(quantised([](Quantization& q) { q.smooth_v = static_cast<Smoothing>(3); }),
+                 {"quantization.smooth_v", "3"});
+  expect_refused(quantised([](Quantization& q) { q.pv = static_cast<PvFormat>(3); }),
+                 {"quantization.pv", "3"});
+  expect_refused(with([](Call& x) { x.attention.precision = Precision::adaptive; }),
+                 {"adaptive_plan", "absent"});
+}
+
+TEST(BadInput, RowsThatDoNotQuantiseSaySo) {
   Call call;
   call.attention.precision = Precision::sage8;
-  const Status status = attention_forward(call.attention, call.inputs, call.outputs);
+  PlanOptions options;
+  options.implementation = "cpu_portable";
+  const Status status = attention_forward(call.attention, call.inputs, call.outputs, options);
   EXPECT_EQ(status.code(), StatusCode::unsupported);
   EXPECT_NE(status.message().find("sage8"), std::string::npos) << status.message();
   EXPECT_TRUE(call.untouched());

@@ -147,8 +147,22 @@ static void description(void) {
   CHECK_FORWARD_FAILS(TESSERA_INVALID_ARGUMENT, "alignment: 2");
   p.attention.precision = -1;
   CHECK_FORWARD_FAILS(TESSERA_INVALID_ARGUMENT, "precision: -1");
+  p.attention.precision = TESSERA_ADAPTIVE;
+  CHECK_FORWARD_FAILS(TESSERA_INVALID_ARGUMENT, "adaptive_plan: absent");
   p.attention.precision = TESSERA_SAGE8;
-  CHECK_FORWARD_FAILS(TESSERA_UNSUPPORTED, "sage8");
+  tessera_quantization pieces = {.struct_size = sizeof pieces, .granularity = 6};
+  p.attention.quantization = &pieces;
+  CHECK_FORWARD_FAILS(TESSERA_INVALID_ARGUMENT, "quantization.granularity: 6");
+  pieces.granularity = TESSERA_SCALES_PER_TOKEN;
+  pieces.reserved = 1;
+  CHECK_FORWARD_FAILS(TESSERA_INVALID_ARGUMENT, "quantization.reserved: 1");
+  pieces.struct_size = 0;
+  CHECK_FORWARD_FAILS(TESSERA_INVALID_ARGUMENT, "quantization.struct_size: 0");
+  tessera_adaptive_plan* plan = NULL;
+  CHECK_FAILS(tessera_adaptive_plan_parse("{}", NULL, &plan), TESSERA_INVALID_ARGUMENT, "format");
+  CHECK_FAILS(tessera_adaptive_plan_parse("{}", NULL, NULL), TESSERA_INVALID_ARGUMENT, "plan");
+  CHECK_FAILS(tessera_adaptive_plan_load("/no/such/file", "toy", &plan), TESSERA_INVALID_ARGUMENT,
+              "/no/such/file");
 }
 
 static void options(void) {

@@ -452,7 +452,10 @@ Attempt run_case(const Case& c, const Workload& w, const Results& results, const
 Results oracle_results(const Case& c, const Workload& w) {
   const Workload wide = widened(w);
   Results results = make_wide_results(c);
-  const Attempt attempt = run_case(c, wide, results, "reference");
+  Case exact = c;
+  exact.attention.precision = Precision::exact;
+  exact.attention.quantization = {};
+  const Attempt attempt = run_case(exact, wide, results, "reference");
   EXPECT_TRUE(attempt.status.ok())
       << "reference in f64: " << c.describe() << "\n  " << attempt.status.message();
   return results;
