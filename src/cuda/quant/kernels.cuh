@@ -28,8 +28,8 @@ __device__ __forceinline__ Scale scale_of(std::uint32_t largest_magnitude, float
   return {__fdiv_rn(magnitude, levels), __fdiv_rn(levels, magnitude)};
 }
 
-/// Four numbers, each times `inverse`, to the nearest integers, even at ties, as bytes. At 3 · 2²² the
-/// units of an f32's last place are integers.
+/// Four numbers, each times `inverse`, to the nearest integers, even at ties, as bytes. At 3 · 2²²
+/// the units of an f32's last place are integers.
 __device__ __forceinline__ std::uint32_t quantised(const float (&x)[8], int first, float inverse) {
   constexpr float kIntegers = 12582912.0f;
   const auto bits = [&](int e) {
@@ -62,8 +62,7 @@ __device__ __forceinline__ void load_eight(float (&x)[8], const T* row, int colu
     alignas(16) T words[8];
 #pragma unroll
     for (int v = 0; v < static_cast<int>(sizeof(T)) / 2; ++v) {
-      reinterpret_cast<uint4*>(words)[v] =
-          __ldg(reinterpret_cast<const uint4*>(row + column) + v);
+      reinterpret_cast<uint4*>(words)[v] = __ldg(reinterpret_cast<const uint4*>(row + column) + v);
     }
 #pragma unroll
     for (int e = 0; e < 8; ++e) x[e] = to_float(words[e]);
@@ -76,9 +75,9 @@ __device__ __forceinline__ void load_eight(float (&x)[8], const T* row, int colu
 /// A tile of kTileTokens rows of a source, and where it lies in the workspace.
 struct TileRows {
   int b, h;
-  int first;   ///< First token of the sequence in its tensor.
-  int begin;   ///< The tile's first row within the sequence,
-  int length;  ///< of which so many are used.
+  int first;                    ///< First token of the sequence in its tensor.
+  int begin;                    ///< The tile's first row within the sequence,
+  int length;                   ///< of which so many are used.
   std::int64_t sequence_plane;  ///< Of [sequence, heads].
   std::int64_t plane;           ///< Of [batch, heads] in the workspace,
   int row;                      ///< and the tile's first row there.
@@ -134,9 +133,8 @@ __device__ __forceinline__ const float* means_of(const Means& means, const Sourc
                                                  const TileRows& rows) {
   if (means.data == nullptr) return nullptr;
   const std::int64_t at =
-      means.of_blocks
-          ? rows.plane * (source.padded_rows / kTileTokens) + rows.row / kTileTokens
-          : rows.sequence_plane;
+      means.of_blocks ? rows.plane * (source.padded_rows / kTileTokens) + rows.row / kTileTokens
+                      : rows.sequence_plane;
   return means.data + at * source.columns;
 }
 

@@ -24,7 +24,8 @@ struct Source {
 /// What is subtracted from a source; data null: nothing.
 struct Means {
   const float* data = nullptr;
-  bool of_blocks = false;  ///< [plane, block of kTileTokens, channel], else [sequence, head, channel].
+  bool of_blocks =
+      false;  ///< [plane, block of kTileTokens, channel], else [sequence, head, channel].
 };
 
 /// Statistics of the channels of a source over the used tokens of each sequence.
@@ -69,7 +70,6 @@ Status compute_row_offsets(const Parameters& p, const Source& q, const float* k_
                            float* offsets, cudaStream_t stream);
 /// q̄ · (k − k̄) of each key.
 Status compute_key_offsets(const Parameters& p, const Source& k, const Means& q_means,
-                           const float* k_means, const QuantisedOperands& to,
-                           cudaStream_t stream);
+                           const float* k_means, const QuantisedOperands& to, cudaStream_t stream);
 
 }  // namespace tessera::cuda

@@ -1,4 +1,5 @@
-// Means and largest magnitudes of channels: a reduction over blocks of tokens, then one over blocks.
+// Means and largest magnitudes of channels: a reduction over blocks of tokens, then one over
+// blocks.
 //
 // The order of sums is the scheme's (OrderedSum): thread r of eight sums tokens i ≡ r modulo 8, and
 // eight neighbouring lanes add up in a butterfly.
@@ -14,6 +15,7 @@ constexpr int kMost = 3;  // statistics side by side
 
 struct StatisticsList {
   Statistics all[kMost];
+  unsigned blocks = 1;  ///< Thread blocks for each.
 };
 
 __device__ __forceinline__ bool is_largest(const Statistics& s) {
@@ -36,10 +38,10 @@ template <typename T, int kChunks>
 __global__ void __launch_bounds__(8 * kChunks)
     reduce_tokens(const __grid_constant__ Parameters p,
                   const __grid_constant__ StatisticsList list) {
-  const Statistics& s = list.all[blockIdx.y];
+  const Statistics& s = list.all[blockIdx.x / list.blocks];
   const Source& source = s.source;
   TileRows rows;
-  if (!locate_rows(p, source, static_cast<int>(blockIdx.x), rows)) return;
+  if (!locate_rows(p, source, static_cast<int>(blockIdx.x % list.blocks), rows)) return;
   const int lane = static_cast<int>(threadIdx.x % kWarpSize);
   const int r = lane % 8;
   const int column = 8 * (static_cast<int>(threadIdx.x / kWarpSize) * 4 + lane / 8);
@@ -78,8 +80,7 @@ __global__ void __launch_bounds__(8 * kChunks)
         result[e] = is_largest(s) ? larger(result[e], other) : __fadd_rn(result[e], other);
       }
     }
-    const std::int64_t at =
-        rows.plane * (source.padded_rows / tokens) + rows.row / tokens + block;
+    const std::int64_t at = rows.plane * (source.padded_rows / tokens) + rows.row / tokens + block;
     float own = result[0];
 #pragma unroll
     for (int e = 1; e < 8; ++e) own = r == e ? result[e] : own;
@@ -94,8 +95,8 @@ __device__ __forceinline__ int count_used(const Parameters& p, const Source& sou
   if (source.queries || p.block_mask.row_offsets == nullptr) return max(end - begin, 0);
   int used = 0;
   for (int j = begin; j < end;) {
-    const int next = (j / static_cast<int>(p.block_mask.block_kv) + 1) *
-                     static_cast<int>(p.block_mask.block_kv);
+    const int next =
+        (j / static_cast<int>(p.block_mask.block_kv) + 1) * static_cast<int>(p.block_mask.block_kv);
     if (key_listed(p, rows.b, rows.h, j)) used += min(next, end) - j;
     j = next;
   }
@@ -109,20 +110,21 @@ __global__ void __launch_bounds__(kParts* kWarpSize)
     reduce_blocks(const __grid_constant__ Parameters p,
                   const __grid_constant__ StatisticsList list) {
   __shared__ float parts[kParts][kWarpSize];
-  const Statistics& s = list.all[blockIdx.z];
+  const Statistics& s = list.all[blockIdx.x / list.blocks];
   const Source& source = s.source;
-  const int b = static_cast<int>(blockIdx.x) / source.heads;
+  const int parts_of_row = (source.columns + kWarpSize - 1) / kWarpSize;
+  const int x = static_cast<int>(blockIdx.x % list.blocks);
+  const int b = x / parts_of_row / source.heads;
   if (b >= p.batch) return;
-  const TileRows rows =
-      rows_of_sequence(p, source, b, static_cast<int>(blockIdx.x) % source.heads);
+  const TileRows rows = rows_of_sequence(p, source, b, x / parts_of_row % source.heads);
   const int lane = static_cast<int>(threadIdx.x % kWarpSize);
   const int r = static_cast<int>(threadIdx.x / kWarpSize);
-  const int column = static_cast<int>(blockIdx.y) * kWarpSize + lane;
+  const int column = x % parts_of_row * kWarpSize + lane;
   const int tokens = block_tokens(source);
   const int blocks = (rows.length + tokens - 1) / tokens;
   const float* from =
-      s.blocks +
-      (rows.plane * (source.padded_rows / tokens) + rows.row / tokens) * source.columns + column;
+      s.blocks + (rows.plane * (source.padded_rows / tokens) + rows.row / tokens) * source.columns +
+      column;
   if (s.kind == Statistics::Kind::block_means) {
     for (int block = r; block < blocks && column < source.columns; block += kParts) {
       const int count = count_used(p, source, rows, block * tokens, tokens);
@@ -163,25 +165,28 @@ Status compute_statistics(const Parameters& p, std::span<const Statistics> all,
                           cudaStream_t stream) {
   if (all.empty()) return {};
   StatisticsList list;
-  std::int64_t tiles = 0, heads = 0;
+  std::int64_t tiles = 0, parts = 0;
   int columns = 0;
   for (std::size_t i = 0; i < all.size(); ++i) {
+    const Source& source = all[i].source;
     list.all[i] = all[i];
-    tiles = std::max(tiles, tile_count(p, all[i].source));
-    heads = std::max<std::int64_t>(heads, all[i].source.heads);
-    columns = std::max(columns, all[i].source.columns);
+    tiles = std::max(tiles, tile_count(p, source));
+    parts = std::max(parts, std::int64_t{p.batch} * source.heads *
+                                ((source.columns + kWarpSize - 1) / kWarpSize));
+    columns = std::max(columns, source.columns);
   }
-  const auto count = static_cast<unsigned>(all.size());
+  const auto count = static_cast<std::int64_t>(all.size());
+  list.blocks = static_cast<unsigned>(tiles);
   const Status status = for_dtype(all[0].source.dtype, [&]<typename T>(T) {
     return for_chunks(columns, [&](auto chunks) {
-      return launch("quantise: statistics", reduce_tokens<T, chunks()>, dim3(tiles, count),
-                    8 * chunks(), 0, stream, p, list);
+      return launch("quantise: statistics", reduce_tokens<T, chunks()>, tiles * count, 8 * chunks(),
+                    0, stream, p, list);
     });
   });
   if (!status.ok()) return status;
-  return launch("quantise: statistics", reduce_blocks,
-                dim3(p.batch * heads, (columns + kWarpSize - 1) / kWarpSize, count),
-                kParts * kWarpSize, 0, stream, p, list);
+  list.blocks = static_cast<unsigned>(parts);
+  return launch("quantise: statistics", reduce_blocks, parts * count, kParts * kWarpSize, 0, stream,
+                p, list);
 }
 
 }  // namespace tessera::cuda

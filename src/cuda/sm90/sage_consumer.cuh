@@ -102,8 +102,7 @@ class SageConsumer : ConsumerSide<C> {
     const int warp = static_cast<int>(threadIdx.x % kGroupThreads / kWarpSize);
     const std::int64_t plane =
         (p_.varlen ? 0 : work.tile.b) * std::int64_t{p_.heads_q} + work.tile.h;
-    const int begin =
-        p_.varlen ? padded_begin(work.sequence.q_begin, work.tile.b, kQueryPadding) : 0;
+    const int begin = p_.varlen ? padded_begin(work.sequence.q_begin, work.tile.b) : 0;
     return plane * operands_.tensors.rows_q + begin + work.tile.begin + 16 * warp + lane / 4;
   }
 
@@ -142,11 +141,9 @@ class SageConsumer : ConsumerSide<C> {
     if (x.key_offsets != nullptr) {
       const std::int64_t plane =
           (p_.varlen ? 0 : work.tile.b) * std::int64_t{p_.heads_q} + work.tile.h;
-      const int q_begin =
-          p_.varlen ? padded_begin(work.sequence.q_begin, work.tile.b, kQueryPadding) : 0;
-      const int block = x.offset_blocks == 1 ? 0 : (q_begin + work.tile.begin) / kQueryPadding;
-      const int begin =
-          p_.varlen ? padded_begin(work.sequence.kv_begin, work.tile.b, kKeyPadding) : 0;
+      const int q_begin = p_.varlen ? padded_begin(work.sequence.q_begin, work.tile.b) : 0;
+      const int block = x.offset_blocks == 1 ? 0 : (q_begin + work.tile.begin) / kTileTokens;
+      const int begin = p_.varlen ? padded_begin(work.sequence.kv_begin, work.tile.b) : 0;
       offsets = x.key_offsets + (plane * x.offset_blocks + block) * x.rows_kv + begin +
                 visit.begin() + 2 * t;
     }

@@ -18,7 +18,7 @@ class SageLoader {
   __device__ __forceinline__ void load_q(const SharedMemory<C>& shared, int stage, int group,
                                          const Work& work) const {
     using Tile = typename Traits::QTile;
-    const int row = begin(work.sequence.q_begin, work, kQueryPadding) + work.tile.begin;
+    const int row = begin(work.sequence.q_begin, work) + work.tile.begin;
     if (threadIdx.x == 0) {
       ptx::mbarrier_arrive_expect(shared.q_full(stage, group), Tile::kBytes);
       load_panels(shared.q(stage, group), shared.q_full(stage, group), maps_.q, 0,
@@ -32,7 +32,7 @@ class SageLoader {
     using Tile = typename Traits::KTile;
     const std::uint32_t barrier = shared.k_full(stage);
     const int h = work.tile.h / p_.group;
-    const int row = begin(work.sequence.kv_begin, work, kKeyPadding) + visit.begin;
+    const int row = begin(work.sequence.kv_begin, work) + visit.begin;
     const int each = C.extras && operands_.tensors.token_scales ? 1 : 16;  // keys for each scale
     const int bytes = C.tile_n / each * static_cast<int>(sizeof(float));
     const std::int64_t at =
@@ -47,7 +47,7 @@ class SageLoader {
 
   __device__ __forceinline__ void load_v(const SharedMemory<C>& shared, int stage, const Work& work,
                                          const Visit& visit) const {
-    const int row = begin(work.sequence.kv_begin, work, kKeyPadding) + visit.begin;
+    const int row = begin(work.sequence.kv_begin, work) + visit.begin;
     if (threadIdx.x == 0) {
       ptx::mbarrier_arrive_expect(shared.v_full(stage), C.head_dim_v * C.tile_n);
       load_panels(shared.v(stage), shared.v_full(stage), maps_.v, row / 2, 0,
@@ -65,8 +65,8 @@ class SageLoader {
   }
 
  private:
-  __device__ __forceinline__ int begin(int first, const Work& work, int block) const {
-    return p_.varlen ? padded_begin(first, work.tile.b, block) : 0;
+  __device__ __forceinline__ int begin(int first, const Work& work) const {
+    return p_.varlen ? padded_begin(first, work.tile.b) : 0;
   }
   __device__ __forceinline__ int plane(const Work& work) const {
     return p_.varlen ? 0 : work.tile.b;
