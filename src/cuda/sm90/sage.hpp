@@ -3,6 +3,7 @@
 
 #include <cuda_runtime.h>
 
+#include "cuda/algo/parameters.hpp"
 #include "cuda/host/device.hpp"
 #include "cuda/quant/operands.hpp"
 #include "cuda/sm90/schedule.hpp"

@@ -89,7 +89,7 @@ class SageConsumer : ConsumerSide<C> {
       for (int half = 0; half < 2; ++half) {
         const std::int64_t at = row + 8 * half;
         r.q_factor[half] = x.q_scales[x.token_scales ? at : at / kQueryWarp * 8 + at % 8];
-        r.offset[half] = x.row_offsets == nullptr ? 0.0f : x.row_offsets[at];
+        r.offset[half] = p_.softcap > 0 && x.row_offsets != nullptr ? x.row_offsets[at] : 0.0f;
       }
     } else {
       r.q_factor[0] = p_.scale * kLog2e * x.q_scales[row / kQueryWarp * 8 + row % 8];
@@ -268,18 +268,19 @@ class SageConsumer : ConsumerSide<C> {
     const QuantisedOperands& x = operands_.tensors;
     const int warp = static_cast<int>(threadIdx.x % kGroupThreads / kWarpSize);
     const int lane = static_cast<int>(threadIdx.x % kWarpSize);
-    const float sink = C.extras && p_.sink != nullptr ? p_.sink[work.tile.h] : minus_infinity();
+    const bool shifted = x.row_offsets != nullptr && !(p_.softcap > 0);
     const std::int64_t channels =
         (std::int64_t{work.tile.b} * p_.heads_kv + work.tile.h / p_.group) * x.v_stride;
 #pragma unroll 1
     for (int half = 0; half < 2; ++half) {
       const int i = work.tile.begin + 16 * warp + 8 * half + lane / 4;
+      const float taken = shifted ? p_.scale * x.row_offsets[first_row(work) + 8 * half] : 0.0f;
+      const float sink =
+          C.extras && p_.sink != nullptr ? p_.sink[work.tile.h] - taken : minus_infinity();
       auto [scale, weight, lse] = softmax.finish(half, half == 0 ? r.sum[0] : r.sum[1], sink);
+      lse += taken;
       const bool used = i < work.sequence.q_len;
       const bool exists = i < work.sequence.q_rows;
-      if (!C.extras && x.row_offsets != nullptr) {
-        lse += p_.scale * x.row_offsets[first_row(work) + 8 * half];
-      }
       if (!used) lse = minus_infinity();
       const int token = work.sequence.q_begin + i;
       if (p_.lse.data != nullptr && lane % 4 == 0 && exists) {
