@@ -45,7 +45,7 @@
 namespace tessera::cuda::sm90 {
 
 template <typename Config>
-__global__ void __launch_bounds__(ForwardTraits<Config::value>::kThreads, 1)
+__global__ void __launch_bounds__(KernelTraits<Config::value>::kThreads, 1)
     forward(const __grid_constant__ Parameters p, const __grid_constant__ TensorMaps maps,
             bool copies, const __grid_constant__ Schedule schedule) {
   constexpr ForwardConfig C = Config::value;
@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(ForwardTraits<Config::value>::kThreads, 1)
     ptx::give_registers<Traits::kProducerRegisters>();
     const bool all = C.extras && copies;
     if (threadIdx.x >= kWarpSize && !all) return;
-    Producer<C>(p, schedule, shared, ForwardLoader<C>(p, maps, all)).run();
+    Producer<C, ForwardLoader<C>>(p, schedule, shared, ForwardLoader<C>(p, maps, all)).run();
   } else {
     ptx::take_registers<Traits::kConsumerRegisters>();
     Consumer<C>(p, shared, group).run();
