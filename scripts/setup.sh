@@ -10,6 +10,7 @@ packages=(
   libfmt-dev nlohmann-json3-dev libcli11-dev libgtest-dev        # libraries
   libopenblas-dev gnuplot-nox                                    # the benchmark's peer and its plots
   clang clang-format-14                                          # fuzzers and format check
+  python3-venv                                                   # the Python package's tests
 )
 fail() {
   echo "setup: $1" >&2

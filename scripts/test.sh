@@ -5,6 +5,8 @@
 #   asan     AddressSanitizer + UBSan, all tests with the conformance sweep reduced
 #   tsan     ThreadSanitizer, the threading tests
 #   fuzz     the file readers under libFuzzer for a short while
+#   python   the Python package, installed into a virtual environment with PyTorch from PyPI;
+#            TESSERA_TEST_PYTHON=0 leaves it out
 # With arguments, only those stages.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -44,15 +46,20 @@ stage_tsan() { build tsan threading_tests && "${steady[@]}" ctest --preset tsan 
 
 stage_fuzz() { build fuzz fuzz_npy fuzz_safetensors && ctest --preset fuzz -j "$jobs"; }
 
+stage_python() { scripts/python.sh; }
+
 stages=("$@")
-[ "$#" -gt 0 ] || stages=(format test asan tsan fuzz)
+if [ "$#" -eq 0 ]; then
+  stages=(format test asan tsan fuzz)
+  [ "${TESSERA_TEST_PYTHON:-1}" = 0 ] || stages+=(python)
+fi
 recap=()
 for stage in "${stages[@]}"; do
   echo "== $stage"
   started=$SECONDS
   "stage_$stage" 2>&1 | tee "$logs/$stage"
   status=${PIPESTATUS[0]}
-  closing=$(grep -E 'tests passed, .* out of' "$logs/$stage" | tail -n 1)
+  closing=$(grep -E 'tests passed, .* out of|[0-9]+ passed' "$logs/$stage" | tail -n 1)
   recap+=("$(printf '%-8s %4ds  %s' "$stage" $((SECONDS - started)) "$closing")")
   if [ "$status" -ne 0 ]; then
     printf '%s\n' "" "${recap[@]}" "make test: FAILED in $stage (log: $logs/$stage)"

@@ -8,10 +8,11 @@
 namespace tessera::cli::bench {
 
 /// Instruction sets whose multiply-add rate is measured. `portable` is what the compiler targets by
-/// default; `amx` multiplies bf16 in tiles, the others f32 in vectors.
-enum class Isa { portable, avx2, avx512, amx };
+/// default; `amx` multiplies bf16 in tiles, `avx512_bf16` pairs of bf16 in vectors, the others f32
+/// in vectors.
+enum class Isa { portable, avx2, avx512, avx512_bf16, amx };
 
-/// "portable", "avx2", "avx512" or "amx".
+/// "portable", "avx2", "avx512", "avx512_bf16" or "amx".
 const char* name_of(Isa isa);
 
 /// Whether this build and this CPU have it.

@@ -187,7 +187,13 @@ void describe_tile(const Problem& problem, const Inputs& inputs, const Blocking&
   tile.key_begin = key_begin;
   tile.key_end = key_end;
   KeyRange any{s.kv_len, 0};
-  for (std::int64_t i = 0; i < blocking.tile_q; ++i) {
+  const bool positional = problem.causal || problem.window.left >= 0 || problem.window.right >= 0;
+  if (!positional) {
+    any = {0, s.kv_len};
+    std::fill_n(key_begin, blocking.tile_q, 0);
+    std::fill_n(key_end, blocking.tile_q, static_cast<std::int32_t>(s.kv_len));
+  }
+  for (std::int64_t i = 0; positional && i < blocking.tile_q; ++i) {
     KeyRange keys = visible_keys(problem, s, rows.begin + std::min(i, rows.used - 1));
     if (keys.empty()) keys = {0, 0};
     key_begin[i] = static_cast<std::int32_t>(keys.begin);

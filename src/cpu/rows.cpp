@@ -22,7 +22,8 @@ constexpr std::string_view kSupportsBf16 =
 
 std::string reject(const Problem& problem) {
   if (problem.dtype == DType::f64) return "dtype f64 is the reference's alone";
-  if (problem.precision != Precision::exact) return std::string("precision ") + name_of(problem.precision) + ": this row is exact";
+  if (problem.precision != Precision::exact)
+    return std::string("precision ") + name_of(problem.precision) + ": this row is exact";
   return {};
 }
 

@@ -149,14 +149,15 @@ static void description(void) {
   CHECK_FORWARD_FAILS(TESSERA_INVALID_ARGUMENT, "precision: -1");
   p.attention.precision = TESSERA_ADAPTIVE;
   CHECK_FORWARD_FAILS(TESSERA_INVALID_ARGUMENT, "adaptive_plan: absent");
-  p.attention.precision = TESSERA_SAGE8;
   tessera_quantization pieces = {.struct_size = sizeof pieces, .granularity = 6};
   p.attention.quantization = &pieces;
   CHECK_FORWARD_FAILS(TESSERA_INVALID_ARGUMENT, "quantization.granularity: 6");
   pieces.granularity = TESSERA_SCALES_PER_TOKEN;
   pieces.reserved = 1;
+  p.attention.quantization = &pieces;
   CHECK_FORWARD_FAILS(TESSERA_INVALID_ARGUMENT, "quantization.reserved: 1");
   pieces.struct_size = 0;
+  p.attention.quantization = &pieces;
   CHECK_FORWARD_FAILS(TESSERA_INVALID_ARGUMENT, "quantization.struct_size: 0");
   tessera_adaptive_plan* plan = NULL;
   CHECK_FAILS(tessera_adaptive_plan_parse("{}", NULL, &plan), TESSERA_INVALID_ARGUMENT, "format");

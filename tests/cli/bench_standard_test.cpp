@@ -94,12 +94,13 @@ TEST(Standard, CountsItsScores) {
 
 TEST(Ceiling, EveryInstructionSetHasARate) {
   Team team(2);
-  for (Isa isa : {Isa::portable, Isa::avx2, Isa::avx512, Isa::amx}) {
+  for (Isa isa : {Isa::portable, Isa::avx2, Isa::avx512, Isa::avx512_bf16, Isa::amx}) {
     if (!available(isa)) continue;
     EXPECT_GT(multiply_add_gflops(isa, team, 1e-2), 0.0) << name_of(isa);
   }
   EXPECT_TRUE(available(best_isa()));
   EXPECT_EQ(isa_of_row("cpu_amx"), Isa::amx);
+  EXPECT_EQ(isa_of_row("cpu_avx512_bf16"), Isa::avx512_bf16);
   EXPECT_EQ(isa_of_row("cpu_avx512"), Isa::avx512);
   EXPECT_EQ(isa_of_row("cpu_avx2"), Isa::avx2);
   EXPECT_EQ(isa_of_row("cpu_portable"), Isa::portable);

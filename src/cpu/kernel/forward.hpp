@@ -121,13 +121,33 @@ TESSERA_INLINE float output_factor(const ForwardTile& tile, std::int64_t row, do
   return sum == 0 ? 0.0f : static_cast<float>(scale / sum);
 }
 
+/// The same for n rows without a sink, all at once; a sum that is no number stays none.
+template <class S>
+void output_factors(const ForwardTile& tile, std::int64_t row, std::int64_t n, const float* m,
+                    const float* l, float* factor) {
+  for (std::int64_t i = 0; i < n; ++i) factor[i] = l[i] == 0 ? 0.0f : 1.0f / l[i];
+  if (tile.lse == nullptr) return;
+  float lse[S::kTileVectors * S::kLanes];
+  for (std::int64_t i = 0; i < n; ++i) {
+    const double sum = l[i] == 0 ? 1.0 : static_cast<double>(l[i]);
+    const float value =
+        static_cast<float>((static_cast<double>(m[i]) + log2_of(sum)) * 0.693147180559945309417);
+    lse[i] = (l[i] == 0 ? kMinusInfinity : value) + (l[i] - l[i]);
+  }
+  for (std::int64_t i = 0; i < n; ++i) tile.lse[(row + i) * tile.lse_stride] = lse[i];
+}
+
 /// Divides by l, stores O and the LSE of one panel.
 template <class S>
 void finish_panel(const ForwardTile& tile, const Panel& panel, const float* o_t, const float* m,
                   const float* l) {
   float factor[S::kTileVectors * S::kLanes] = {};
-  for (std::int64_t i = 0; i < panel.rows; ++i) {
-    factor[i] = output_factor(tile, panel.lane0 + i, l[i], m[i]);
+  if (tile.has_sink) {
+    for (std::int64_t i = 0; i < panel.rows; ++i) {
+      factor[i] = output_factor(tile, panel.lane0 + i, l[i], m[i]);
+    }
+  } else {
+    output_factors<S>(tile, panel.lane0, panel.rows, m, l, factor);
   }
   OutputRows out = tile.o;
   with_pointer(tile.o, [&](auto* data) { out.data = data + panel.lane0 * tile.o.stride; });

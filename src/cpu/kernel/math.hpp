@@ -45,6 +45,29 @@ TESSERA_INLINE typename S::V exp2(typename S::V x) {
   }
 }
 
+/// log₂ x in double for a positive normal double, to about 10⁻¹²: x = 2^e · m with m in [√½, √2),
+/// and the series of atanh for log m. Plain arithmetic, so that a loop over it becomes vectors.
+TESSERA_INLINE double log2_of(double x) {
+  constexpr std::int64_t kBitsOfRootHalf = 0x3fe6a09e667f3bcd;
+  std::int64_t bits;
+  __builtin_memcpy(&bits, &x, sizeof bits);
+  const std::int64_t exponent = (bits - kBitsOfRootHalf) >> 52;
+  bits -= exponent * (std::int64_t{1} << 52);
+  double m;
+  __builtin_memcpy(&m, &bits, sizeof m);
+  const double s = (m - 1) / (m + 1);
+  const double z = s * s;
+  double p = 1.0 / 15;
+  p = p * z + 1.0 / 13;
+  p = p * z + 1.0 / 11;
+  p = p * z + 1.0 / 9;
+  p = p * z + 1.0 / 7;
+  p = p * z + 1.0 / 5;
+  p = p * z + 1.0 / 3;
+  p = p * z + 1.0;
+  return static_cast<double>(exponent) + 2.88539008177792681472 * s * p;
+}
+
 /// tanh x = (1 − e) / (1 + e) with e = 2^(−2 |x| log₂ e), sign restored; below 0.3 the odd Taylor
 /// polynomial, because 1 − e loses digits there (the first term left out is under 2·10⁻⁸ of x).
 template <class S>

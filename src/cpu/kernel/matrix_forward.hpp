@@ -139,21 +139,75 @@ void renew_maxima(const float* s, std::int64_t n, float factor, float* m, float*
     const V m_old = S::load(m + c * S::kLanes);
     const V m_new = S::min(S::set(kLargest), S::max(m_old, S::mul(S::set(factor), highest[c])));
     const V finite = S::select(S::equal(m_new, S::set(kMinusInfinity)), S::zero(), m_new);
-    const V a = exp2<S>(S::sub(m_old, finite));
+    // O and l of a row that has seen nothing are 0: with α = 1 O need not be gone through.
+    const V a = S::select(S::equal(m_old, S::set(kMinusInfinity)), S::set(1.0f),
+                          exp2<S>(S::sub(m_old, finite)));
     S::store(alpha + c * S::kLanes, a);
     S::store(m + c * S::kLanes, m_new);
     S::store(l + c * S::kLanes, S::mul(a, S::load(l + c * S::kLanes)));
   }
 }
 
+/// K or V of a block of keys that will be read soon, asked for line by line, so that it is in L2 by
+/// then: the next listed block of a block mask lies anywhere, and another thread packed it.
+struct ComingStrips {
+  static constexpr std::int64_t kLine = 64;
+  const char* at = nullptr;
+  std::int64_t part = 0;    ///< Bytes to be read of a strip, …
+  std::int64_t stride = 0;  ///< … and from strip to strip.
+  std::int64_t left = 0;    ///< Strips.
+  std::int64_t offset = 0;
+
+  TESSERA_INLINE std::int64_t lines() const { return left * (part / kLine); }
+  TESSERA_INLINE bool done() const { return left == 0; }
+  TESSERA_INLINE void ask() {
+    __builtin_prefetch(at + offset, 0, 2);
+    offset += kLine;
+    if (offset < part) return;
+    offset = 0;
+    at += stride;
+    --left;
+  }
+};
+
+/// What goes on while the vector units make weights: the products of the units before and after,
+/// and reading ahead.
+template <class S>
+struct Background {
+  ProductSeries<S> scores;
+  ProductSeries<S> values;
+  ComingStrips k;
+  ComingStrips v;
+
+  TESSERA_INLINE std::int64_t steps() const { return scores.steps() + values.steps(); }
+  TESSERA_INLINE std::int64_t lines() const { return k.lines() + v.lines(); }
+  TESSERA_INLINE void step() {
+    if (!scores.done()) {
+      scores.step();
+    } else if (!values.done()) {
+      values.step();
+    }
+  }
+  TESSERA_INLINE void ask() {
+    if (!k.done()) {
+      k.ask();
+    } else if (!v.done()) {
+      v.ask();
+    }
+  }
+  TESSERA_INLINE void finish() {
+    scores.finish();
+    values.finish();
+  }
+};
+
 /// P = 2^(f · s − m) of n keys, an even number: to `p` in pairs of keys, or with `keep` into s. The
-/// two products advance meanwhile. Returns whether no weight exceeds the largest exponent; unless
+/// background advances meanwhile. Returns whether no weight exceeds the largest exponent; unless
 /// the maxima have been `renewed`, the sums join l only then, and without that the weights are of
 /// no use.
 template <class S, int C>
 TESSERA_INLINE bool make_weights(float* s, std::int64_t n, float factor, const float* m, float* l,
-                                 bool renewed, bool keep, bf16* p, ProductSeries<S>& first,
-                                 ProductSeries<S>& second) {
+                                 bool renewed, bool keep, bf16* p, Background<S>& background) {
   using V = typename S::V;
   constexpr std::int64_t kLanes = C * S::kLanes;
   const V f = S::set(factor);
@@ -164,8 +218,10 @@ TESSERA_INLINE bool make_weights(float* s, std::int64_t n, float factor, const f
     sum[c] = S::load(l + c * S::kLanes);
     highest[c] = S::set(kMinusInfinity);
   }
-  const std::int64_t steps = first.steps() + second.steps();
-  std::int64_t due = 0;
+  const std::int64_t steps = background.steps();
+  const std::int64_t lines = background.lines();
+  std::int64_t steps_due = 0;
+  std::int64_t lines_due = 0;
   for (std::int64_t j = 0; j < n; j += 2) {
     TESSERA_UNROLL for (int c = 0; c < C; ++c) {
       float* at = s + j * kLanes + c * S::kLanes;
@@ -182,13 +238,8 @@ TESSERA_INLINE bool make_weights(float* s, std::int64_t n, float factor, const f
         S::store(reinterpret_cast<float*>(p + j * kLanes + 2 * c * S::kLanes), S::pairs(even, odd));
       }
     }
-    for (due += 2 * steps; due >= n; due -= n) {
-      if (!first.done()) {
-        first.step();
-      } else if (!second.done()) {
-        second.step();
-      }
-    }
+    for (steps_due += 2 * steps; steps_due >= n; steps_due -= n) background.step();
+    for (lines_due += 2 * lines; lines_due >= n; lines_due -= n) background.ask();
   }
   bool small = true;
   TESSERA_UNROLL for (int c = 0; c < C; ++c) {
@@ -318,8 +369,7 @@ ProductSeries<S> values_of(const ForwardTile& tile, const MatrixForwardScratch& 
 /// are multiplied; then O is made ready for this unit's output.
 template <class S, int C>
 void matrix_softmax(const ForwardTile& tile, const MatrixForwardScratch& scratch,
-                    const MatrixUnit& unit, float* s, bf16* p, ProductSeries<S>& scores,
-                    ProductSeries<S>& values) {
+                    const MatrixUnit& unit, float* s, bf16* p, Background<S>& background) {
   constexpr std::int64_t kLanes = C * S::kLanes;
   const Panel& panel = *unit.panel;
   const ScoreContext context = {&tile.rules,
@@ -338,21 +388,38 @@ void matrix_softmax(const ForwardTile& tile, const MatrixForwardScratch& scratch
   const bool dropout = tile.rules.dropout;
   // As if the maxima known so far would do; if not, once more with those of these scores.
   const bool settled = !dropout && m[0] != kMinusInfinity &&
-                       make_weights<S, C>(s, keys, factor, m, l, false, false, p, scores, values);
+                       make_weights<S, C>(s, keys, factor, m, l, false, false, p, background);
   if (!settled) {
     renew_maxima<S, C>(s, keys, factor, m, l, scratch.alpha);
-    make_weights<S, C>(s, keys, factor, m, l, true, dropout, p, scores, values);
+    make_weights<S, C>(s, keys, factor, m, l, true, dropout, p, background);
   }
   if (dropout) {
     apply_dropout<S, C>(context, s + unit.strips.offset() * kLanes);
     store_key_pairs<S>(s, keys, kLanes, p);
   }
-  scores.finish();
-  values.finish();
+  background.finish();
   const std::int64_t depth_v = StripLayout(tile.blocking).depth_v;
   if (!settled) {
     rescale_output<S, C>(scratch.alpha, depth_v, scratch.o_t + panel.lane0 * depth_v);
   }
+}
+
+enum class StripPart : std::uint8_t { k, v };
+
+/// One part of a unit's strips, to be read ahead; nothing if they are those of the unit before.
+template <class S>
+ComingStrips coming_strips(const ForwardTile& tile, const MatrixUnit& before,
+                           const MatrixUnit& unit, StripPart part) {
+  ComingStrips strips;
+  if (unit.strips.first == before.strips.first) return strips;
+  const StripLayout layout(tile.blocking);
+  const std::int64_t k_bytes = layout.v() * static_cast<std::int64_t>(sizeof(bf16));
+  strips.stride = tile.strip_elements * static_cast<std::int64_t>(sizeof(bf16));
+  strips.at = reinterpret_cast<const char*>(tile.strips) + unit.strips.first * strips.stride;
+  strips.part = part == StripPart::k ? k_bytes : strips.stride - k_bytes;
+  if (part == StripPart::v) strips.at += k_bytes;
+  strips.left = unit.strips.count;
+  return strips;
 }
 
 /// Q packed, O and the running numbers at their start.
@@ -382,24 +449,32 @@ void matrix_forward_tile(const ForwardTile& tile, float* base) {
   const Panels<S> panels(tile);
   begin_matrix_tile(tile, scratch, panels);
   MatrixUnits<S> units(tile, panels);
-  MatrixUnit unit, coming;
-  ProductSeries<S> scores, values;
+  MatrixUnit unit, coming, later;
+  Background<S> background;
   S::configure_tiles();
   int turn = 0;
   bool more = units.next(unit);
-  if (more) scores = scores_of<S>(tile, scratch, unit, scratch.s[turn]);
-  scores.finish();
+  bool more_later = more && units.next(coming);
+  if (more) background.scores = scores_of<S>(tile, scratch, unit, scratch.s[turn]);
+  background.finish();
   while (more) {
-    more = units.next(coming);
-    if (more) scores = scores_of<S>(tile, scratch, coming, scratch.s[1 - turn]);
+    more = more_later;
+    more_later = more && units.next(later);
+    background.k = background.v = {};
+    if (more) {
+      background.scores = scores_of<S>(tile, scratch, coming, scratch.s[1 - turn]);
+      background.v = coming_strips<S>(tile, unit, coming, StripPart::v);
+    }
+    if (more_later) background.k = coming_strips<S>(tile, coming, later, StripPart::k);
     with_vectors<S>(unit.panel->vectors, [&]<int C>() {
-      matrix_softmax<S, C>(tile, scratch, unit, scratch.s[turn], scratch.p[turn], scores, values);
+      matrix_softmax<S, C>(tile, scratch, unit, scratch.s[turn], scratch.p[turn], background);
     });
-    values = values_of<S>(tile, scratch, unit, scratch.p[turn]);
+    background.values = values_of<S>(tile, scratch, unit, scratch.p[turn]);
     unit = coming;
+    coming = later;
     turn = 1 - turn;
   }
-  values.finish();
+  background.finish();
   S::release_tiles();
   const std::int64_t depth_v = StripLayout(tile.blocking).depth_v;
   for (const Panel& panel : panels) {

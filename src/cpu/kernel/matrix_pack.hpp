@@ -37,6 +37,22 @@ TESSERA_INLINE typename S::V load_words(const bf16* p, std::int64_t count) {
   return S::load(reinterpret_cast<const float*>(buffer));
 }
 
+/// A vector's worth of a row from column d on, to be read in whole: the row itself, or a copy in
+/// `buffer` with zeros for what is not there.
+template <class S>
+struct RowPiece {
+  bf16 buffer[S::kLanes];
+
+  TESSERA_INLINE const bf16* at(const bf16* row, std::int64_t d, std::int64_t columns,
+                                bool exists) {
+    if (exists && columns - d >= S::kLanes) return row + d;
+    for (std::int64_t i = 0; i < S::kLanes; ++i) {
+      buffer[i] = exists && d + i < columns ? row[d + i] : bf16{};
+    }
+    return buffer;
+  }
+};
+
 TESSERA_INLINE bool has_key(std::uint32_t used, int key) { return (used >> key & 1u) != 0; }
 
 /// out[key][d] = in[key][d], for one strip.
@@ -59,14 +75,12 @@ void pack_columns(const Rows& in, std::int64_t columns, std::uint32_t used, bf16
                   std::int64_t depth) {
   const auto* data = static_cast<const bf16*>(in.data);
   for (std::int64_t d = 0; d < depth; d += S::kLanes) {
-    const std::int64_t width = columns - d;
-    const auto load = [&](int key) {
-      return width > 0 && has_key(used, key) ? load_up_to<S>(data + key * in.stride + d, width)
-                                             : S::zero();
-    };
+    RowPiece<S> even, odd;
     typename S::V block[S::kLanes];
-    for (int pair = 0; pair < S::kLanes; ++pair) {
-      block[pair] = S::pairs(load(2 * pair), load(2 * pair + 1));
+    for (int key = 0; key < kStrip; key += 2) {
+      const bf16* row = data + key * in.stride;
+      block[key / 2] = S::zip(even.at(row, d, columns, has_key(used, key)),
+                              odd.at(row + in.stride, d, columns, has_key(used, key + 1)));
     }
     S::transpose(block);
     for (int i = 0; i < S::kLanes; ++i) {
@@ -127,12 +141,11 @@ void pack_row_pairs(const Rows& in, std::int64_t rows, std::int64_t columns, bf1
   const auto* data = static_cast<const bf16*>(in.data);
   for (std::int64_t row = 0; row < padded_rows; row += 2) {
     for (std::int64_t d = 0; d < depth; d += S::kLanes) {
-      const auto load = [&](std::int64_t r) {
-        return r < rows && d < columns ? load_up_to<S>(data + r * in.stride + d, columns - d)
-                                       : S::zero();
-      };
+      RowPiece<S> even, odd;
+      const bf16* at = data + row * in.stride;
       S::store(reinterpret_cast<float*>(out + row * depth + 2 * d),
-               S::pairs(load(row), load(row + 1)));
+               S::zip(even.at(at, d, columns, row < rows),
+                      odd.at(at + in.stride, d, columns, row + 1 < rows)));
     }
   }
 }

@@ -24,6 +24,20 @@ struct Avx512Bf16 : Avx512 {
 
   static bool any(M m) { return m != 0; }
 
+  using Avx512::store_from_f32;
+  /// To nearest even; denormals become zero.
+  static void store_from_f32(bf16* p, V x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh(x));
+  }
+  /// 16 elements of two rows, those of `even` in the lanes' low halves.
+  static V zip(const bf16* even, const bf16* odd) {
+    const __m512i low =
+        _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(even)));
+    const __m512i high =
+        _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(odd)));
+    return _mm512_castsi512_ps(_mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+  }
+
   /// bf16 of `even` in the lanes' low halves and of `odd` in their high ones, to nearest with ties
   /// away from zero.
   static V pairs(V even, V odd) {

@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "cuda/algo/gradient_passes.hpp"
 #include "cuda/algo/score.cuh"
 #include "cuda/host/launch.hpp"
@@ -8,9 +10,12 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarpSize;
 
-__device__ __forceinline__ float warp_sum(float x) {
+/// Sum over neighbouring lanes, `lanes` of them: a power of two.
+__device__ __forceinline__ float lanes_sum(float x, int lanes) {
 #pragma unroll
-  for (int step = kWarpSize / 2; step > 0; step /= 2) x += __shfl_xor_sync(~0u, x, step);
+  for (int step = kWarpSize / 2; step > 0; step /= 2) {
+    if (step < lanes) x += __shfl_xor_sync(~0u, x, step);
+  }
   return x;
 }
 
@@ -26,34 +31,52 @@ __device__ __forceinline__ void load_vector(T (&to)[kVector], const T* from, boo
   }
 }
 
-/// One warp for each query row, in memory order of delta: (b, h, token).
+/// How delta_rows shares out rows: each has as many lanes as it has vectors, at most a warp.
+struct DeltaGrid {
+  int lanes;            ///< A power of two.
+  int blocks_per_head;  ///< Of one head of one sequence (packed: of one head).
+};
+constexpr int kDeltaPasses = 4;  ///< Rows of a lane, whose loads are on their way together.
+
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     delta_rows(const __grid_constant__ Parameters p, const __grid_constant__ Gradients g,
-               std::int64_t rows) {
-  const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarpSize;
-  if (row >= rows) return;
-  const int lane = threadIdx.x % kWarpSize;
-  const int token = static_cast<int>(row % p.seq_q);
-  const int h = static_cast<int>(row / p.seq_q % p.heads_q);
-  const int b = static_cast<int>(row / p.seq_q / p.heads_q);
-  const T* d_o = row_of<T>(g.d_o, b, h, token);
-  const T* o = row_of<T>(p.o, b, h, token);
+               DeltaGrid grid) {
+  const int head = static_cast<int>(blockIdx.x) / grid.blocks_per_head;
+  const int block = static_cast<int>(blockIdx.x) - head * grid.blocks_per_head;
+  const int b = head / p.heads_q;
+  const int h = head - b * p.heads_q;
+  const int rows = kThreads / grid.lanes;
+  const int lane = static_cast<int>(threadIdx.x) % grid.lanes;
+  const int first = block * (rows * kDeltaPasses) + static_cast<int>(threadIdx.x) / grid.lanes;
   // The order of additions is the same for every layout, so that results do not depend on strides.
   constexpr int kVector = 16 / sizeof(T);
-  float sum = 0;
-  for (int d = lane * kVector; d < p.head_dim_v; d += kWarpSize * kVector) {
-    alignas(16) T left[kVector];
-    alignas(16) T right[kVector];
-    load_vector(left, d_o + d, g.d_o.vectors, p.head_dim_v - d);
-    load_vector(right, o + d, p.o.vectors, p.head_dim_v - d);
+  float sum[kDeltaPasses] = {};
+  for (int d = lane * kVector; d < p.head_dim_v; d += grid.lanes * kVector) {
+    alignas(16) T left[kDeltaPasses][kVector];
+    alignas(16) T right[kDeltaPasses][kVector];
 #pragma unroll
-    for (int e = 0; e < kVector; ++e) sum = fmaf(to_float(left[e]), to_float(right[e]), sum);
+    for (int pass = 0; pass < kDeltaPasses; ++pass) {
+      const int token = min(first + pass * rows, p.seq_q - 1);
+      load_vector(left[pass], row_of<T>(g.d_o, b, h, token) + d, g.d_o.vectors, p.head_dim_v - d);
+      load_vector(right[pass], row_of<T>(p.o, b, h, token) + d, p.o.vectors, p.head_dim_v - d);
+    }
+#pragma unroll
+    for (int pass = 0; pass < kDeltaPasses; ++pass) {
+#pragma unroll
+      for (int e = 0; e < kVector; ++e) {
+        sum[pass] = fmaf(to_float(left[pass][e]), to_float(right[pass][e]), sum[pass]);
+      }
+    }
   }
-  sum = warp_sum(sum);
-  if (lane != 0) return;
-  if (g.d_lse.data != nullptr) sum -= *scalar_of(g.d_lse, b, h, token);
-  *scalar_of(g.delta, b, h, token) = sum;
+#pragma unroll
+  for (int pass = 0; pass < kDeltaPasses; ++pass) {
+    const int token = first + pass * rows;
+    float delta = lanes_sum(sum[pass], grid.lanes);
+    if (lane != 0 || token >= p.seq_q) continue;
+    if (g.d_lse.data != nullptr) delta -= *scalar_of(g.d_lse, b, h, token);
+    *scalar_of(g.delta, b, h, token) = delta;
+  }
 }
 
 /// One block for each head; the order of additions depends on nothing but the lengths.
@@ -71,7 +94,7 @@ __global__ void __launch_bounds__(kThreads)
       sum -= expf(sink - lse) * *scalar_of(g.delta, b, h, s.q_begin + i);
     }
   }
-  sum = warp_sum(sum);
+  sum = lanes_sum(sum, kWarpSize);
   if (threadIdx.x % kWarpSize == 0) partial[threadIdx.x / kWarpSize] = sum;
   __syncthreads();
   if (threadIdx.x != 0) return;
@@ -83,13 +106,17 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 Status compute_delta(DType dtype, const Parameters& p, const Gradients& g, cudaStream_t stream) {
-  const std::int64_t rows =
-      static_cast<std::int64_t>(p.heads_q) * p.seq_q * (p.varlen ? 1 : p.batch);
-  const std::int64_t blocks = (rows + kWarps - 1) / kWarps;
+  const int vectors = (p.head_dim_v * static_cast<int>(size_of(dtype)) + 15) / 16;
+  DeltaGrid grid{1, 0};
+  while (grid.lanes < std::min(vectors, kWarpSize)) grid.lanes *= 2;
+  const int rows = kThreads / grid.lanes * kDeltaPasses;
+  grid.blocks_per_head = (p.seq_q + rows - 1) / rows;
+  const std::int64_t blocks =
+      static_cast<std::int64_t>(grid.blocks_per_head) * p.heads_q * (p.varlen ? 1 : p.batch);
   const auto kernel = dtype == DType::f16    ? delta_rows<__half>
                       : dtype == DType::bf16 ? delta_rows<__nv_bfloat16>
                                              : delta_rows<float>;
-  return launch("delta_rows", kernel, blocks, kThreads, 0, stream, p, g, rows);
+  return launch("delta_rows", kernel, blocks, kThreads, 0, stream, p, g, grid);
 }
 
 Status sink_gradient(const Parameters& p, const Gradients& g, cudaStream_t stream) {

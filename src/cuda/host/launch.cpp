@@ -37,7 +37,8 @@ std::string reject_common(const Problem& problem) {
     return fmt::format("cuda:{}: there are {} CUDA devices, counted from 0", problem.device.index,
                        count);
   }
-  if (problem.precision != Precision::exact) return fmt::format("precision {}: this row is exact", name_of(problem.precision));
+  if (problem.precision != Precision::exact)
+    return fmt::format("precision {}: this row is exact", name_of(problem.precision));
   if (problem.dtype != DType::f32 && problem.dtype != DType::f16 && problem.dtype != DType::bf16) {
     return fmt::format("computes f32, f16 and bf16, not {}", name_of(problem.dtype));
   }

@@ -164,16 +164,23 @@ __global__ void __launch_bounds__(BackwardTiles<ConfigOf::value>::kThreads, Conf
   if (!area.queries.empty()) load_keys();
   __syncthreads();
   QueryStep step = walk.at(0);
-  if (step.exists) {
-    load_queries(step, 0, threadIdx.x);
-    keep_scalar(0, read_scalar(step, threadIdx.x), threadIdx.x);
+  float first_scalars[C.stages];  // on their way together, and with the tiles
+#pragma unroll
+  for (int stage = 0; stage < C.stages; ++stage) {
+    const QueryStep ahead = walk.at(stage);
+    first_scalars[stage] = ahead.exists ? read_scalar(ahead, threadIdx.x) : 0.0f;
   }
-  ptx::cp_async_commit();
-  if (C.stages > 1 && walk.at(1).exists) {
-    load_queries(walk.at(1), 1, threadIdx.x);
-    keep_scalar(1, read_scalar(walk.at(1), threadIdx.x), threadIdx.x);
+#pragma unroll
+  for (int stage = 0; stage < 2; ++stage) {
+    if (stage < C.stages && walk.at(stage).exists) {
+      load_queries(walk.at(stage), stage, threadIdx.x);
+    }
+    ptx::cp_async_commit();
   }
-  ptx::cp_async_commit();
+#pragma unroll
+  for (int stage = 0; stage < C.stages; ++stage) {
+    keep_scalar(stage, first_scalars[stage], threadIdx.x);
+  }
   ptx::cp_async_wait<1>();
   __syncthreads();
   int added_to = -1;  // what the warp has added to without having passed on the turn

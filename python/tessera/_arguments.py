@@ -1,0 +1,67 @@
+"""The arguments that describe an attention, read once for every kind of array."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from . import _library
+
+Alignment = Literal["bottom_right", "top_left"]
+Layout = Literal["bhsd", "bshd"]
+Precision = Literal["exact", "sage8", "sage4", "adaptive"]
+
+
+class Settings(NamedTuple):
+    """What is no tensor; see tessera.attention."""
+
+    causal: bool
+    top_left: bool
+    window: tuple[int, int]
+    scale: float | None
+    softcap: float
+    dropout_p: float
+    precision: int
+    deterministic: bool
+
+
+def _choice(name: str, value: str, choices: dict[str, int]) -> int:
+    if value not in choices:
+        raise ValueError(f"{name}: {value!r}, expected one of {', '.join(map(repr, choices))}")
+    return choices[value]
+
+
+def read_settings(
+    *,
+    causal: bool,
+    alignment: str,
+    window: tuple[int, int] | None,
+    softcap: float | None,
+    dropout_p: float,
+    scale: float | None,
+    precision: str,
+    plan: object,
+    layer: int | None,
+    deterministic: bool,
+) -> Settings:
+    """Turns names into the C interface's numbers. Values are checked there.
+
+    Raises:
+        ValueError: a name is unknown, or a plan file or layer is given without adaptive precision.
+    """
+    if (plan is not None or layer is not None) and precision != "adaptive":
+        raise ValueError(f"plan, layer: given with precision {precision!r}, expected 'adaptive'")
+    return Settings(
+        bool(causal),
+        _choice("alignment", alignment, _library.ALIGNMENTS) == 1,
+        (-1, -1) if window is None else (window[0], window[1]),
+        scale,
+        0.0 if softcap is None else softcap,
+        dropout_p,
+        _choice("precision", precision, _library.PRECISIONS),
+        bool(deterministic),
+    )
+
+
+def swaps_heads(layout: str) -> bool:
+    """Whether tensors come as [B, S, H, D] rather than [B, H, S, D]."""
+    return _choice("layout", layout, {"bhsd": 0, "bshd": 1}) == 1

@@ -1,0 +1,87 @@
+"""Models of transformers with random weights: Tessera's logits and gradients against eager's."""
+
+import copy
+
+import pytest
+import torch
+
+transformers = pytest.importorskip("transformers")
+import tessera.huggingface  # noqa: E402, F401
+
+SMALL = dict(vocab_size=97)
+
+
+def gpt2():
+    config = transformers.GPT2Config(n_layer=2, n_head=4, n_embd=64, n_positions=64, **SMALL)
+    return transformers.GPT2LMHeadModel(config)
+
+
+def bert():
+    config = transformers.BertConfig(
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        hidden_size=64,
+        intermediate_size=128,
+        max_position_embeddings=64,
+        **SMALL,
+    )
+    return transformers.BertForMaskedLM(config)
+
+
+def llama():
+    config = transformers.LlamaConfig(
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        hidden_size=64,
+        intermediate_size=128,
+        max_position_embeddings=64,
+        **SMALL,
+    )
+    return transformers.LlamaForCausalLM(config)
+
+
+def pair(make, device):
+    """The same model with eager and with Tessera's attention."""
+    eager = make().to(device).eval()
+    ours = copy.deepcopy(eager)
+    eager.set_attn_implementation("eager")
+    ours.set_attn_implementation("tessera")
+    return eager, ours
+
+
+def batch(device, padding):
+    tokens = torch.randint(1, 97, (3, 24), device=device)
+    mask = torch.ones_like(tokens)
+    if padding == "right":
+        mask[1, 15:] = 0
+    elif padding == "left":
+        mask[1, :9] = 0
+    return dict(input_ids=tokens, attention_mask=mask)
+
+
+@pytest.mark.parametrize("padding", ["none", "left", "right"])
+@pytest.mark.parametrize("make", [gpt2, bert, llama], ids=lambda make: make.__name__)
+def test_logits_and_gradients(device, make, padding):
+    eager, ours = pair(make, device)
+    inputs = batch(device, padding)
+    used = inputs["attention_mask"].bool()
+    results = []
+    for model in (eager, ours):
+        logits = model(**inputs).logits
+        logits[used].square().mean().backward()
+        results.append((logits[used], [p.grad for p in model.parameters()]))
+    torch.testing.assert_close(results[1][0], results[0][0], atol=1e-4, rtol=1e-4)
+    for got, expected in zip(results[1][1], results[0][1]):
+        torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("padding", ["none", "left"])
+@pytest.mark.parametrize("make", [gpt2, llama], ids=lambda make: make.__name__)
+def test_generate(device, make, padding):
+    eager, ours = pair(make, device)
+    inputs = batch(device, padding)
+    options = dict(max_new_tokens=12, do_sample=False, pad_token_id=0)
+    expected = eager.generate(**inputs, **options)
+    assert torch.equal(ours.generate(**inputs, **options), expected)
+    assert torch.equal(ours.generate(**inputs, **options, use_cache=False), expected)
