@@ -72,20 +72,25 @@ class QuantisedSoftmax {
     float lse;     ///< Natural logarithm; −inf in a row without scores.
   };
 
-  /// `sum`: of the row's rounded weights. `sink` (natural units) is one more score, without a
-  /// value; −inf: none.
-  __device__ __forceinline__ Result finish(int half, float sum, float sink) const {
+  /// `sum`: of the row's rounded weights; `exact`: this thread's part of that of the weights before
+  /// rounding, which is the lse's. `sink` (natural units) is one more score, without a value; −inf:
+  /// none. All lanes call it.
+  __device__ __forceinline__ Result finish(int half, float sum, float exact, float sink) const {
+    exact += __shfl_xor_sync(~0u, exact, 1);
+    exact += __shfl_xor_sync(~0u, exact, 2);
     float m = sum > 0 ? reference_[half] : minus_infinity();
     float by = 1, l = sum;
     if (sink != minus_infinity()) {
       const float sink2 = sink * kLog2e;
       const float higher = fmaxf(m, sink2);
       by = ptx::exp2(m - higher);
-      l = l * by + ptx::exp2(sink2 - higher);
+      const float added = ptx::exp2(sink2 - higher);
+      l = l * by + added;
+      exact = exact * by + added;
       m = higher;
     }
     if (l == 0) return {0, 0, minus_infinity()};
-    return {by / l, sum * by / l, (m + log2f(l)) * kLn2};
+    return {by / l, sum * by / l, (m + log2f(exact)) * kLn2};
   }
 
  private:

@@ -6,6 +6,7 @@
 
 #include "cuda/algo/block_walk.cuh"
 #include "cuda/algo/score.cuh"
+#include "cuda/quant/padded.cuh"
 #include "cuda/quant/passes.hpp"
 #include "quant/scheme.hpp"
 

@@ -11,10 +11,6 @@ inline constexpr int kTileTokens = 128;
 inline constexpr int kQueryWarp = 32;  ///< Queries that have eight scales, i % 8.
 inline constexpr int kKeyGroup = 64;   ///< Keys that have four scales, j % 8 / 2.
 
-/// Where row 0 of a packed sequence lies, whose first token is `begin`. Sequences keep their order,
-/// and from each to the next are enough rows for its padding.
-constexpr int padded_begin(int begin, int b) { return (begin / kTileTokens + b) * kTileTokens; }
-
 /// Planes are [batch, heads]; packed problems have one of all sequences, each from its padded_begin
 /// on.
 struct QuantisedOperands {

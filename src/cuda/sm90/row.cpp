@@ -3,7 +3,9 @@
 #include <fmt/format.h>
 
 #include "cuda/host/launch.hpp"
+#include "cuda/host/reject.hpp"
 #include "cuda/sm90/forward.hpp"
+#include "cuda/sm90/sage_row.hpp"
 
 namespace tessera::cuda::sm90 {
 namespace {
@@ -11,23 +13,42 @@ namespace {
 #if TESSERA_WITH_SM90
 constexpr int kHopper = 90;
 
-std::string reject(const Problem& problem) {
-  if (std::string reason = reject_common(problem); !reason.empty()) return reason;
+/// What both rows reject.
+std::string reject_here(const Problem& problem) {
   if (const int chip = device_info(problem.device.index).compute_capability; chip != kHopper) {
     return fmt::format("needs sm_90, this is sm_{}", chip);
   }
-  if (problem.pass != Pass::forward) return "forward only";
+  return problem.pass != Pass::forward ? "forward only" : std::string();
+}
+
+std::string reject(const Problem& problem) {
+  if (std::string reason = reject_common(problem); !reason.empty()) return reason;
+  if (std::string reason = reject_here(problem); !reason.empty()) return reason;
   return reject_forward(problem);
 }
+std::string reject_quantised(const Problem& problem) {
+  if (std::string reason = reject_anywhere(problem); !reason.empty()) return reason;
+  if (!problem.quantised()) return "precision exact: this row quantises";
+  if (std::string reason = reject_here(problem); !reason.empty()) return reason;
+  return reject_sage(problem);
+}
 constexpr auto kMake = make_forward;
+constexpr auto kMakeSage = make_sage;
 #else
 std::string reject(const Problem&) { return "this build has no code for sm_90a"; }
+constexpr auto reject_quantised = reject;
 constexpr std::unique_ptr<Kernel> (*kMake)(const Problem&) = nullptr;
+constexpr auto kMakeSage = kMake;
 #endif
 
 }  // namespace
 
 const Row kSm90Row{"cuda_sm90", "f16 bf16, forward, head dims to 256, wgmma, all but dropout",
                    no_device, reject, kMake};
+const Row kSageRow{
+    "cuda_sage_sm90",
+    "f32 f16 bf16, sage8 and sage4, forward, head dims to 256, wgmma in 8 bits, all but dropout, "
+    "bias and 16-bit PV",
+    no_device, reject_quantised, kMakeSage};
 
 }  // namespace tessera::cuda::sm90

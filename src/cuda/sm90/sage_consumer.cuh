@@ -17,6 +17,8 @@ class SageConsumer : ConsumerSide<C> {
   using Traits = KernelTraits<C>;
   static constexpr int kTiles = Traits::kScoreTiles;
   static constexpr int kGroupTiles = kKeyGroup / 8;
+  /// Keeps a factor that underflows from being zero: times −inf that were NaN.
+  static constexpr float kLeastFactor = 0x1p-126f;
   using Rules = ScoreTile<__half, 1, kTiles>;
 
  public:
@@ -38,6 +40,7 @@ class SageConsumer : ConsumerSide<C> {
       start_scores(r);
       finish_scores<0>(r, now, work);
       weigh(r, softmax, now, work);
+      add_exact(r);
       pack(r);
       while (now.has(Message::more)) {
         const Message next = receive();
@@ -50,6 +53,7 @@ class SageConsumer : ConsumerSide<C> {
         const bool raised = weigh(r, softmax, next, work);
         finish_output(r);
         if (raised) rescale(r);
+        add_exact(r);
         pack(r);
         now = next;
       }
@@ -73,9 +77,10 @@ class SageConsumer : ConsumerSide<C> {
     std::uint32_t weights[kTiles / 4][4];  ///< weights in E4M3.
     float part[Traits::kOutTiles + 1][4];  ///< One tile's P V, and row sums of P.
     float o[Traits::kOutTiles][4] = {};    ///< The sum of all,
-    float sum[2] = {0, 0};                 ///< in the same units: that of P.
-    float by[2];                           ///< What these are to be multiplied by.
-    float q_factor[2];                     ///< Rows' scales; without extras the first is both's,
+    float sum[2] = {0, 0};                 ///< in the same units: that of P,
+    float exact[2] = {0, 0};  ///< and this thread's part of that of P before it was rounded.
+    float by[2];              ///< What these are to be multiplied by.
+    float q_factor[2];        ///< Rows' scales; without extras the first is both's,
     float factor[Traits::kKeyGroups];  ///< and what scores are multiplied by, in exponents of 2.
     float offset[2];                   ///< q · k̄, to be added to scores before their scale.
   };
@@ -124,8 +129,8 @@ class SageConsumer : ConsumerSide<C> {
       const int t = static_cast<int>(threadIdx.x % 4);
 #pragma unroll
       for (int group = 0; group < Traits::kKeyGroups; ++group) {
-        r.factor[group] =
-            r.q_factor[0] * ptx::load_shared_float(shared_.scales(k_.stage) + (4 * group + t) * 4);
+        const float k = ptx::load_shared_float(shared_.scales(k_.stage) + (4 * group + t) * 4);
+        r.factor[group] = fmaf(r.q_factor[0], k, kLeastFactor);
       }
     }
     release_k(visit);
@@ -216,6 +221,16 @@ class SageConsumer : ConsumerSide<C> {
     return raised;
   }
 
+  /// The lse is that of weights before they are rounded.
+  __device__ __forceinline__ void add_exact(Registers& r) const {
+    if (p_.lse.data == nullptr) return;
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+      for (int at = 0; at < 4; ++at) r.exact[at / 2] += r.w[0][n][at];
+    }
+  }
+
   /// Weights as the A operand of the second product, in the order in which V has its keys.
   __device__ __forceinline__ static void pack(Registers& r) {
 #pragma unroll
@@ -258,8 +273,11 @@ class SageConsumer : ConsumerSide<C> {
 #pragma unroll
       for (int at = 0; at < 4; ++at) r.o[n][at] *= r.by[at / 2];
     }
-    r.sum[0] *= r.by[0];
-    r.sum[1] *= r.by[1];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      r.sum[half] *= r.by[half];
+      r.exact[half] *= r.by[half];
+    }
   }
 
   /// Divides by the row sums, and stores o and lse of every row that exists.
@@ -277,7 +295,8 @@ class SageConsumer : ConsumerSide<C> {
       const float taken = shifted ? p_.scale * x.row_offsets[first_row(work) + 8 * half] : 0.0f;
       const float sink =
           C.extras && p_.sink != nullptr ? p_.sink[work.tile.h] - taken : minus_infinity();
-      auto [scale, weight, lse] = softmax.finish(half, half == 0 ? r.sum[0] : r.sum[1], sink);
+      auto [scale, weight, lse] = softmax.finish(half, half == 0 ? r.sum[0] : r.sum[1],
+                                                 half == 0 ? r.exact[0] : r.exact[1], sink);
       lse += taken;
       const bool used = i < work.sequence.q_len;
       const bool exists = i < work.sequence.q_rows;
@@ -293,7 +312,7 @@ class SageConsumer : ConsumerSide<C> {
         for (int e = 0; e < 2; ++e) {
           const int d = 8 * n + lane % 4 * 2 + e;
           const float o = half == 0 ? r.o[n][e] : r.o[n][2 + e];
-          const bool stored = used && d < p_.head_dim_v;
+          const bool stored = used && scale != 0 && d < p_.head_dim_v;
           row[n][e] = stored ? o * (scale * x.v_scales[channels + d]) : 0.0f;
           if (stored && x.v_means != nullptr) row[n][e] += weight * x.v_means[channels + d];
         }
