@@ -32,7 +32,6 @@ struct WgmmaE4m3;
   TESSERA_NAMES_64                                                                   \
   ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47" \
   ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-#define TESSERA_NAMES_136 TESSERA_NAMES_128 ", %64, %65, %66, %67"
 #define TESSERA_FOUR(constraint, n) \
   constraint(d[n][0]), constraint(d[n][1]), constraint(d[n][2]), constraint(d[n][3])
 #define TESSERA_D_32(c, n) \
@@ -40,7 +39,6 @@ struct WgmmaE4m3;
 #define TESSERA_D_64(c) TESSERA_D_32(c, 0), TESSERA_D_32(c, 4)
 #define TESSERA_D_72(c) TESSERA_D_64(c), TESSERA_FOUR(c, 8)
 #define TESSERA_D_128(c) TESSERA_D_64(c), TESSERA_D_32(c, 8), TESSERA_D_32(c, 12)
-#define TESSERA_D_136(c) TESSERA_D_128(c), TESSERA_FOUR(c, 16)
 
 // x0 … x4: the numbers of the operands behind the accumulators.
 #define TESSERA_S8(N, add, constraint, x0, x1)                                            \
@@ -86,8 +84,8 @@ struct WgmmaE4m3;
   };
 TESSERA_WGMMA_S8(64, 32, 33)
 TESSERA_WGMMA_S8(128, 64, 65)
+TESSERA_WGMMA_E4M3(64, 32, 33, 34, 35, 36)
 TESSERA_WGMMA_E4M3(72, 36, 37, 38, 39, 40)
-TESSERA_WGMMA_E4M3(136, 68, 69, 70, 71, 72)
 #undef TESSERA_WGMMA_S8
 #undef TESSERA_WGMMA_E4M3
 #undef TESSERA_S8
@@ -97,10 +95,8 @@ TESSERA_WGMMA_E4M3(136, 68, 69, 70, 71, 72)
 #undef TESSERA_D_64
 #undef TESSERA_D_72
 #undef TESSERA_D_128
-#undef TESSERA_D_136
 #undef TESSERA_NAMES_64
 #undef TESSERA_NAMES_72
 #undef TESSERA_NAMES_128
-#undef TESSERA_NAMES_136
 
 }  // namespace tessera::cuda::ptx

@@ -29,6 +29,11 @@ __device__ __forceinline__ Scale scale_of(std::uint32_t largest_magnitude, float
   return {__fdiv_rn(magnitude, levels), __fdiv_rn(levels, magnitude)};
 }
 
+/// Threads of blocks that a multiprocessor has to hold: fewer of those whose elements take twice
+/// the registers.
+template <typename T>
+inline constexpr int kResidentThreads = sizeof(T) == 2 ? 768 : 512;
+
 /// Four numbers, each times `inverse`, to the nearest integers, even at ties, as bytes. At 3 · 2²²
 /// the units of an f32's last place are integers.
 __device__ __forceinline__ std::uint32_t quantised(const float (&x)[8], int first, float inverse) {
@@ -55,23 +60,31 @@ __device__ inline bool key_listed(const Parameters& p, int b, int h_kv, int j) {
   return false;
 }
 
-/// Elements [column, column + 8) of a row as f32, zero from `columns` on.
+/// Eight neighbouring elements of a row as they lie in memory.
 template <typename T>
-__device__ __forceinline__ void load_eight(float (&x)[8], const T* row, int column, int columns,
-                                           bool vectors) {
-  if (vectors && column + 8 <= columns) {
-    alignas(16) T words[8];
-#pragma unroll
-    for (int v = 0; v < static_cast<int>(sizeof(T)) / 2; ++v) {
-      reinterpret_cast<uint4*>(words)[v] = __ldg(reinterpret_cast<const uint4*>(row + column) + v);
-    }
-#pragma unroll
-    for (int e = 0; e < 8; ++e) x[e] = to_float(words[e]);
-    return;
+struct Eight {
+  static constexpr int kVectors = static_cast<int>(sizeof(T)) / 2;
+  uint4 vectors[kVectors];
+
+  __device__ __forceinline__ float at(int e) const {
+    return to_float(reinterpret_cast<const T*>(vectors)[e]);
   }
+  /// Zeros unless they exist.
+  __device__ __forceinline__ void load(const T* from, bool exist) {
 #pragma unroll
-  for (int e = 0; e < 8; ++e) x[e] = column + e < columns ? to_float(row[column + e]) : 0.0f;
-}
+    for (int v = 0; v < kVectors; ++v) {
+      vectors[v] = {0, 0, 0, 0};
+      if (exist) vectors[v] = __ldg(reinterpret_cast<const uint4*>(from) + v);
+    }
+  }
+  /// The first `count` of them; the others become zero.
+  __device__ __forceinline__ void load_some(const T* from, int count) {
+#pragma unroll
+    for (int e = 0; e < 8; ++e) {
+      reinterpret_cast<T*>(vectors)[e] = e < count ? from[e] : from_float<T>(0);
+    }
+  }
+};
 
 /// A tile of kTileTokens rows of a source, and where it lies in the workspace.
 struct TileRows {
@@ -123,10 +136,46 @@ inline std::int64_t tile_count(const Parameters& p, const Source& source) {
   return tiles_per_head(p, source.queries ? p.seq_q : p.seq_kv, kTileTokens) * source.heads;
 }
 
-/// Whether row i of a sequence takes part.
-__device__ __forceinline__ bool row_used(const Parameters& p, const Source& source,
-                                         const TileRows& rows, int i) {
-  return i < rows.length && (source.queries || key_listed(p, rows.b, rows.h, i));
+/// Elements [column, column + 8) of kCount of a tile's rows, and which of them take part: the
+/// others are not read. row(k) is the k-th within the sequence.
+template <typename T, int kCount>
+struct Tokens {
+  Eight<T> x[kCount];
+  unsigned used = 0;
+
+  __device__ __forceinline__ bool has(int k) const { return (used >> k & 1) != 0; }
+
+  template <typename Row>
+  __device__ __forceinline__ void load(const Parameters& p, const Source& source,
+                                       const TileRows& rows, int column, Row row) {
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) used |= row(k) < rows.length ? 1u << k : 0;
+    if (!source.queries && p.block_mask.row_offsets != nullptr) {
+#pragma unroll 1
+      for (int k = 0; k < kCount; ++k) {
+        if (has(k) && !key_listed(p, rows.b, rows.h, row(k))) used &= ~(1u << k);
+      }
+    }
+    const T* from = row_of<const T>(source.rows, rows.b, rows.h, rows.first) + column;
+    if (source.rows.vectors && column + 8 <= source.columns) {
+#pragma unroll
+      for (int k = 0; k < kCount; ++k) x[k].load(from + row(k) * source.rows.stride_s, has(k));
+    } else {
+#pragma unroll
+      for (int k = 0; k < kCount; ++k) {
+        x[k].load_some(from + row(k) * source.rows.stride_s, has(k) ? source.columns - column : 0);
+      }
+    }
+  }
+};
+
+/// What is subtracted from elements [column, column + 8): zeros for none, and behind the last.
+__device__ __forceinline__ void load_means(float (&mean)[8], const float* means, int column,
+                                           int columns) {
+#pragma unroll
+  for (int e = 0; e < 8; ++e) {
+    mean[e] = means != nullptr && column + e < columns ? means[column + e] : 0.0f;
+  }
 }
 
 /// The means for a tile.

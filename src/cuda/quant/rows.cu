@@ -41,29 +41,20 @@ class RowsBlock {
  private:
   __device__ __forceinline__ void load() {
     const Source& source = target_.source;
-    const float* means = means_of(target_.means, source, rows_);
-    float mean[8] = {};
-    if (means != nullptr) load_eight(mean, means, column_, source.columns, false);
-    const T* from = row_of<const T>(source.rows, rows_.b, rows_.h, rows_.first);
-#pragma unroll
-    for (int k = 0; k < kOwnTokens; ++k) {
-      const int row = rows_.begin + set_ * kSetTokens + r_ + 8 * k;
-#pragma unroll
-      for (int e = 0; e < 8; ++e) x_[k][e] = 0;
-      if (column_ >= source.columns || !row_used(p_, source, rows_, row)) continue;
-      load_eight(x_[k], from + row * source.rows.stride_s, column_, source.columns,
-                 source.rows.vectors);
-      if (means == nullptr) continue;
-#pragma unroll
-      for (int e = 0; e < 8; ++e) x_[k][e] = __fsub_rn(x_[k][e], mean[e]);
-    }
+    const int first = rows_.begin + set_ * kSetTokens + r_;
+    tokens_.load(p_, source, rows_, column_, [first](int k) { return first + 8 * k; });
+    load_means(mean_, means_of(target_.means, source, rows_), column_, source.columns);
+  }
+
+  __device__ __forceinline__ float element(int k, int e) const {
+    return __fsub_rn(tokens_.x[k].at(e), mean_[e]);
   }
 
   __device__ __forceinline__ std::uint32_t own_largest(int k) const {
     std::uint32_t largest = 0;
 #pragma unroll
-    for (int e = 0; e < 8; ++e) largest = max(largest, magnitude_bits(x_[k][e]));
-    return largest;
+    for (int e = 0; e < 8; ++e) largest = max(largest, magnitude_bits(element(k, e)));
+    return tokens_.has(k) ? largest : 0;
   }
 
   /// Over the lanes of a warp with the same tokens.
@@ -174,8 +165,12 @@ class RowsBlock {
 #pragma unroll
     for (int k = 0; k < kOwnTokens; ++k) {
       const std::int64_t row = r_ + 8 * k;
-      *reinterpret_cast<uint2*>(to + row * target_.pitch) = {quantised(x_[k], 0, inverse_[k]),
-                                                             quantised(x_[k], 4, inverse_[k])};
+      const float inverse = tokens_.has(k) ? inverse_[k] : 0;
+      float x[8];
+#pragma unroll
+      for (int e = 0; e < 8; ++e) x[e] = element(k, e);
+      *reinterpret_cast<uint2*>(to + row * target_.pitch) = {quantised(x, 0, inverse),
+                                                             quantised(x, 4, inverse)};
     }
   }
 
@@ -193,12 +188,13 @@ class RowsBlock {
   const int lane_ = static_cast<int>(threadIdx.x) % kWarpSize;
   const int r_ = lane_ % 8;
   const int column_ = 8 * (warp_ * 4 + lane_ / 8);
-  float x_[kOwnTokens][8];
+  Tokens<T, kOwnTokens> tokens_;
+  float mean_[8];
   float inverse_[kOwnTokens];
 };
 
 template <typename T, int kChunks>
-__global__ void __launch_bounds__(kSets * 8 * kChunks)
+__global__ void __launch_bounds__(kSets * 8 * kChunks, kResidentThreads<T> / (kSets * 8 * kChunks))
     rows_to_integers(const __grid_constant__ Parameters p,
                      const __grid_constant__ RowsTarget target) {
   __shared__ Largest<kChunks / 4> largest;

@@ -11,7 +11,8 @@
 namespace tessera::cuda {
 namespace {
 
-constexpr int kMost = 3;  // statistics side by side
+constexpr int kMost = 3;    // statistics side by side
+constexpr int kAtOnce = 8;  // tokens that a thread reads
 
 struct StatisticsList {
   Statistics all[kMost];
@@ -35,7 +36,7 @@ __device__ __forceinline__ float larger(float x, float y) {
 /// Blocks of tokens, kTileTokens for each thread block. Lane r + 8 c of warp w has tokens r modulo
 /// 8 and channels [8 (4 w + c), …).
 template <typename T, int kChunks>
-__global__ void __launch_bounds__(8 * kChunks)
+__global__ void __launch_bounds__(8 * kChunks, kResidentThreads<T> / (8 * kChunks))
     reduce_tokens(const __grid_constant__ Parameters p,
                   const __grid_constant__ StatisticsList list) {
   const Statistics& s = list.all[blockIdx.x / list.blocks];
@@ -46,29 +47,26 @@ __global__ void __launch_bounds__(8 * kChunks)
   const int r = lane % 8;
   const int column = 8 * (static_cast<int>(threadIdx.x / kWarpSize) * 4 + lane / 8);
   if (column - lane / 8 * 8 >= source.columns) return;  // whole warps
-  const float* means = means_of(s.means, source, rows);
-  float mean[8] = {};
-  if (means != nullptr) load_eight(mean, means, column, source.columns, false);
-  const T* from = row_of<const T>(source.rows, rows.b, rows.h, rows.first);
+  float mean[8];
+  load_means(mean, means_of(s.means, source, rows), column, source.columns);
   const int tokens = block_tokens(source);
   for (int block = 0; block < kTileTokens / tokens; ++block) {
     float result[8] = {};
-#pragma unroll 8
-    for (int i = r; i < tokens; i += 8) {
-      const int row = rows.begin + block * tokens + i;
-      float x[8] = {};
-      const bool used = row_used(p, source, rows, row);
-      if (used) {
-        load_eight(x, from + row * source.rows.stride_s, column, source.columns,
-                   source.rows.vectors);
-      }
+    for (int i = r; i < tokens; i += 8 * kAtOnce) {
+      const int first = rows.begin + block * tokens + i;
+      Tokens<T, kAtOnce> own;
+      own.load(p, source, rows, column, [first](int k) { return first + 8 * k; });
 #pragma unroll
-      for (int e = 0; e < 8; ++e) {
-        if (is_largest(s)) {
-          const std::uint32_t magnitude = magnitude_bits(__fsub_rn(x[e], mean[e]));
-          if (used) result[e] = larger(result[e], __uint_as_float(magnitude));
-        } else {
-          result[e] = __fadd_rn(result[e], x[e]);
+      for (int k = 0; k < kAtOnce; ++k) {
+#pragma unroll
+        for (int e = 0; e < 8; ++e) {
+          const float x = own.x[k].at(e);
+          if (is_largest(s)) {
+            const std::uint32_t magnitude = magnitude_bits(__fsub_rn(x, mean[e]));
+            if (own.has(k)) result[e] = larger(result[e], __uint_as_float(magnitude));
+          } else {
+            result[e] = __fadd_rn(result[e], x);
+          }
         }
       }
     }

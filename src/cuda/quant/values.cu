@@ -24,7 +24,7 @@ __device__ __forceinline__ int key_of(int word, int e) {
 }
 
 template <typename T, int kChunks>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kResidentThreads<T> / kThreads)
     values_to_e4m3(const __grid_constant__ Parameters p,
                    const __grid_constant__ ValuesTarget target) {
   constexpr int kChannels = 8 * kChunks;
@@ -45,32 +45,19 @@ __global__ void __launch_bounds__(kThreads)
   }
   __syncthreads();
 
-  const T* from = row_of<const T>(source.rows, rows.b, rows.h, rows.first);
-#pragma unroll 1
   for (int x = static_cast<int>(threadIdx.x); x < kChunks * kWords; x += kThreads) {
     const int column = x % kChunks * 8;
     const int word = x / kChunks;
-    float v[4][8];
-    bool used[4];
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      const int row = rows.begin + key_of(word, e);
-      used[e] = column < source.columns && row_used(p, source, rows, row);
-#pragma unroll
-      for (int d = 0; d < 8; ++d) v[e][d] = 0;
-      if (used[e]) {
-        load_eight(v[e], from + row * source.rows.stride_s, column, source.columns,
-                   source.rows.vectors);
-      }
-    }
+    Tokens<T, 4> own;
+    own.load(p, source, rows, column, [&](int e) { return rows.begin + key_of(word, e); });
 #pragma unroll
     for (int d = 0; d < 8; ++d) {
       const float inverse = inverses[column + d], mean = means[column + d];
       float y[4];
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        const bool zero = !used[e] || inverse == 0;
-        y[e] = zero ? 0.0f : __fmul_rn(__fsub_rn(v[e][d], mean), inverse);
+        const bool zero = !own.has(e) || inverse == 0;
+        y[e] = zero ? 0.0f : __fmul_rn(__fsub_rn(own.x[e].at(d), mean), inverse);
       }
       words[place(column + d, word)] = ptx::pack_e4m3(y[0], y[1], y[2], y[3]);
     }

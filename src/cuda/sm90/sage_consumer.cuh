@@ -27,60 +27,40 @@ class SageConsumer : ConsumerSide<C> {
                           const SharedMemory<C>& shared, int group)
       : Base(p, shared, group), operands_(operands) {}
 
-  /// Each step starts the product of the next scores, then that of the last weights, and computes
-  /// the next weights while the latter runs.
+  /// One tile after another: consumers run beside each other, so that while one waits for its
+  /// products the others compute weights.
   __device__ __forceinline__ void run() {
-    if (group_ == Traits::kConsumers - 1) pass_turn();
-    for (Message now = receive(); !now.none(); now = receive()) {
+    for (Message visit = receive(); !visit.none(); visit = receive()) {
       const GroupWork work = receive_work();
       Registers r;
       QuantisedSoftmax softmax;
       read_q_scales(r, work);
-      ptx::wgmma_fence();
-      start_scores(r);
-      finish_scores<0>(r, now, work);
-      weigh(r, softmax, now, work);
-      add_exact(r);
-      pack(r);
-      while (now.has(Message::more)) {
-        const Message next = receive();
-        wait_turn();
-        ptx::wgmma_fence();
-        start_scores(r);
-        start_output(r);
-        pass_turn();
-        finish_scores<1>(r, next, work);
-        const bool raised = weigh(r, softmax, next, work);
-        finish_output(r);
-        if (raised) rescale(r);
-        add_exact(r);
-        pack(r);
-        now = next;
+      while (true) {
+        multiply_scores(r);
+        scale_scores(r, visit, work);
+        weigh(r, softmax, visit, work);
+        multiply_values(r);
+        if (!visit.has(Message::more)) break;
+        visit = receive();
       }
-      ptx::wgmma_fence();
-      start_output(r);
-      finish_output(r);
       store(r, softmax, work);
     }
   }
 
  private:
   using Base::group_, Base::k_, Base::p_, Base::q_, Base::shared_, Base::v_;
-  using Base::receive, Base::receive_work, Base::release, Base::release_k, Base::wait_turn,
-      Base::pass_turn;
+  using Base::receive, Base::receive_work, Base::release, Base::release_k;
   using typename Base::GroupWork;
 
   /// What the products read and write.
   struct Registers {
     std::int32_t s[kTiles][4];             ///< Q Kᵀ in integers,
-    float w[1][kTiles][4];                 ///< scores and weights,
+    float w[1][kTiles][4];                 ///< scores where there is more to them,
     std::uint32_t weights[kTiles / 4][4];  ///< weights in E4M3.
-    float part[Traits::kOutTiles + 1][4];  ///< One tile's P V, and row sums of P.
-    float o[Traits::kOutTiles][4] = {};    ///< The sum of all,
-    float sum[2] = {0, 0};                 ///< in the same units: that of P,
-    float exact[2] = {0, 0};  ///< and this thread's part of that of P before it was rounded.
-    float by[2];              ///< What these are to be multiplied by.
-    float q_factor[2];        ///< Rows' scales; without extras the first is both's,
+    float o[Traits::kOutTiles][4] = {};    ///< P V,
+    float sum[2] = {0, 0};                 ///< row sums of P,
+    float exact[2] = {0, 0};               ///< and this thread's part of them before P was rounded.
+    float q_factor[2];                     ///< Rows' scales; without extras the first is both's,
     float factor[Traits::kKeyGroups];  ///< and what scores are multiplied by, in exponents of 2.
     float offset[2];                   ///< q · k̄, to be added to scores before their scale.
   };
@@ -108,21 +88,24 @@ class SageConsumer : ConsumerSide<C> {
     const std::int64_t plane =
         (p_.varlen ? 0 : work.tile.b) * std::int64_t{p_.heads_q} + work.tile.h;
     const int begin = p_.varlen ? padded_begin(work.sequence.q_begin, work.tile.b) : 0;
-    return plane * operands_.tensors.rows_q + begin + work.tile.begin + 16 * warp + lane / 4;
+    const int rows = operands_.tensors.rows_q;
+    const int row = begin + work.tile.begin + 16 * warp + lane / 4;
+    return plane * rows + min(row, rows - 9);  // Warpgroups may lie behind the last row.
   }
 
   /// S [64 × tile_n] = Q Kᵀ.
-  __device__ __forceinline__ void start_scores(Registers& r) {
+  __device__ __forceinline__ void multiply_scores(Registers& r) const {
+    ptx::wgmma_fence();
     start_rows<ptx::WgmmaS8<C.tile_n>>(r.s, shared_.q(q_.stage, group_), shared_.k(k_.stage));
     ptx::wgmma_commit();
+    ptx::wgmma_wait<0>();
+    ptx::hold(r.s);
   }
 
-  /// Then K and its scales may be overwritten, and behind its last key tile Q.
-  template <int kPending>
-  __device__ __forceinline__ void finish_scores(Registers& r, const Message& visit,
-                                                const GroupWork& work) {
-    ptx::wgmma_wait<kPending>();
-    ptx::hold(r.s);
+  /// What scores are multiplied by. Then K and its scales may be overwritten, and behind its last
+  /// key tile Q.
+  __device__ __forceinline__ void scale_scores(Registers& r, const Message& visit,
+                                               const GroupWork& work) {
     if constexpr (C.extras) {
       dequantise(r, visit, work);
     } else {
@@ -147,7 +130,7 @@ class SageConsumer : ConsumerSide<C> {
       const std::int64_t plane =
           (p_.varlen ? 0 : work.tile.b) * std::int64_t{p_.heads_q} + work.tile.h;
       const int q_begin = p_.varlen ? padded_begin(work.sequence.q_begin, work.tile.b) : 0;
-      const int block = x.offset_blocks == 1 ? 0 : (q_begin + work.tile.begin) / kTileTokens;
+      const int block = min((q_begin + work.tile.begin) / kTileTokens, x.offset_blocks - 1);
       const int begin = p_.varlen ? padded_begin(work.sequence.kv_begin, work.tile.b) : 0;
       offsets = x.key_offsets + (plane * x.offset_blocks + block) * x.rows_kv + begin +
                 visit.begin() + 2 * t;
@@ -173,8 +156,8 @@ class SageConsumer : ConsumerSide<C> {
     }
   }
 
-  /// Scores, then weights; whether what was summed has to be rescaled.
-  __device__ __forceinline__ bool weigh(Registers& r, QuantisedSoftmax& softmax,
+  /// Scores, then weights.
+  __device__ __forceinline__ void weigh(Registers& r, QuantisedSoftmax& softmax,
                                         const Message& visit, const GroupWork& work) const {
     const Rules rules(p_, work.sequence, work.tile.b, work.tile.h,
                       work.tile.begin - (group_ + 1) * kGroupRows);
@@ -194,12 +177,12 @@ class SageConsumer : ConsumerSide<C> {
     }
     if (!visit.has(Message::full)) rules.mask_blocks(r.w, visit.begin());
     if (!inside) rules.mask_positions(r.w, visit.begin());
-    return weigh_tile(r, softmax, r.w[0]);
+    weigh_tile(r, softmax, r.w[0]);
   }
 
   template <typename Number>
-  __device__ __forceinline__ static bool weigh_tile(Registers& r, QuantisedSoftmax& softmax,
-                                                    const Number (&s)[kTiles][4]) {
+  __device__ __forceinline__ void weigh_tile(Registers& r, QuantisedSoftmax& softmax,
+                                             const Number (&s)[kTiles][4]) const {
     float top[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -210,73 +193,82 @@ class SageConsumer : ConsumerSide<C> {
                                                                              kGroupTiles, half));
       }
     }
-    const bool raised = softmax.prepare(top, r.by);
-#pragma unroll
-    for (int n = 0; n < kTiles; ++n) {
-#pragma unroll
-      for (int at = 0; at < 4; ++at) {
-        r.w[0][n][at] = softmax.weight(s[n][at], r.factor[n / kGroupTiles], at / 2);
-      }
-    }
-    return raised;
-  }
-
-  /// The lse is that of weights before they are rounded.
-  __device__ __forceinline__ void add_exact(Registers& r) const {
-    if (p_.lse.data == nullptr) return;
-#pragma unroll
-    for (int n = 0; n < kTiles; ++n) {
-#pragma unroll
-      for (int at = 0; at < 4; ++at) r.exact[at / 2] += r.w[0][n][at];
+    float by[2];
+    if (softmax.prepare(top, by)) rescale(r, by);
+    if (p_.lse.data != nullptr) {
+      exponentiate<true>(r, softmax, s);
+    } else {
+      exponentiate<false>(r, softmax, s);
     }
   }
 
-  /// Weights as the A operand of the second product, in the order in which V has its keys.
-  __device__ __forceinline__ static void pack(Registers& r) {
+  /// Weights as the A operand of the second product, in the order in which V has its keys; with
+  /// kExact also their sums before they are rounded, which the lse is made of.
+  template <bool kExact, typename Number>
+  __device__ __forceinline__ static void exponentiate(Registers& r, const QuantisedSoftmax& softmax,
+                                                      const Number (&s)[kTiles][4]) {
 #pragma unroll
     for (int k = 0; k < kTiles / 4; ++k) {
 #pragma unroll
       for (int at = 0; at < 4; ++at) {
-        const float(&low)[4] = r.w[0][4 * k + at / 2 * 2];
-        const float(&high)[4] = r.w[0][4 * k + at / 2 * 2 + 1];
-        const int first = at % 2 * 2;
-        r.weights[k][at] = ptx::pack_e4m3(low[first], low[first + 1], high[first], high[first + 1]);
+        const int half = at % 2;
+        float p[4];
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const int n = 4 * k + at / 2 * 2 + e / 2;
+          p[e] = softmax.weight(s[n][2 * half + e % 2], r.factor[n / kGroupTiles], half);
+          if (kExact) r.exact[half] += p[e];
+        }
+        r.weights[k][at] = ptx::pack_e4m3(p[0], p[1], p[2], p[3]);
       }
     }
   }
 
-  /// One tile's P V [64 × Dv], and sums of P.
-  __device__ __forceinline__ void start_output(Registers& r) {
-    ptx::mbarrier_wait(shared_.v_full(v_.stage), v_.parity);
-    start_registers_e4m3(r.part, r.weights, shared_.v(v_.stage));
-    ptx::wgmma_commit();
-  }
-
-  /// Adds it to O in f32: sums of the product itself keep 13 bits only.
-  __device__ __forceinline__ void finish_output(Registers& r) {
-    ptx::wgmma_wait<0>();
-    ptx::hold(r.part);
-    release(shared_.v_empty(v_.stage));
-    v_.advance();
+  __device__ __forceinline__ static void rescale(Registers& r, const float (&by)[2]) {
 #pragma unroll
     for (int n = 0; n < Traits::kOutTiles; ++n) {
 #pragma unroll
-      for (int at = 0; at < 4; ++at) r.o[n][at] += r.part[n][at];
-    }
-    r.sum[0] += r.part[Traits::kOutTiles][0];
-    r.sum[1] += r.part[Traits::kOutTiles][2];
-  }
-
-  __device__ __forceinline__ static void rescale(Registers& r) {
-#pragma unroll
-    for (int n = 0; n < Traits::kOutTiles; ++n) {
-#pragma unroll
-      for (int at = 0; at < 4; ++at) r.o[n][at] *= r.by[at / 2];
+      for (int at = 0; at < 4; ++at) r.o[n][at] *= by[at / 2];
     }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      r.sum[half] *= r.by[half];
-      r.exact[half] *= r.by[half];
+      r.sum[half] *= by[half];
+      r.exact[half] *= by[half];
+    }
+  }
+
+  /// O [64 × Dv] += P V, and the row sums of P.
+  __device__ __forceinline__ void multiply_values(Registers& r) {
+    ptx::mbarrier_wait(shared_.v_full(v_.stage), v_.parity);
+    if constexpr (Traits::kOutTiles > 8) {
+      multiply_channels<0, 8>(r);
+      multiply_channels<8, Traits::kOutTiles - 7>(r);
+    } else {
+      multiply_channels<0, Traits::kOutTiles + 1>(r);
+    }
+    release(shared_.v_empty(v_.stage));
+    v_.advance();
+  }
+
+  /// The product with kCount tiles of channels; those behind the last are the ones. It is added up
+  /// in f32: sums of the product itself keep 13 bits only.
+  template <int kFirst, int kCount>
+  __device__ __forceinline__ void multiply_channels(Registers& r) const {
+    float part[kCount][4];
+    ptx::wgmma_fence();
+    start_registers_e4m3(part, r.weights, shared_.v(v_.stage), 8 * kFirst);
+    ptx::wgmma_commit();
+    ptx::wgmma_wait<0>();
+    ptx::hold(part);
+#pragma unroll
+    for (int n = 0; n < kCount; ++n) {
+      if (kFirst + n == Traits::kOutTiles) {
+        r.sum[0] += part[n][0];
+        r.sum[1] += part[n][2];
+      } else {
+#pragma unroll
+        for (int at = 0; at < 4; ++at) r.o[kFirst + n][at] += part[n][at];
+      }
     }
   }
 
@@ -293,11 +285,11 @@ class SageConsumer : ConsumerSide<C> {
     for (int half = 0; half < 2; ++half) {
       const int i = work.tile.begin + 16 * warp + 8 * half + lane / 4;
       const float taken = shifted ? p_.scale * x.row_offsets[first_row(work) + 8 * half] : 0.0f;
-      const float sink =
-          C.extras && p_.sink != nullptr ? p_.sink[work.tile.h] - taken : minus_infinity();
-      auto [scale, weight, lse] = softmax.finish(half, half == 0 ? r.sum[0] : r.sum[1],
-                                                 half == 0 ? r.exact[0] : r.exact[1], sink);
-      lse += taken;
+      const float sink = C.extras && p_.sink != nullptr ? p_.sink[work.tile.h] : minus_infinity();
+      const float sum = half == 0 ? r.sum[0] : r.sum[1];
+      auto [scale, weight, lse] =
+          softmax.finish(half, sum, half == 0 ? r.exact[0] : r.exact[1], sink - taken);
+      lse = sum == 0 ? sink : lse + taken;
       const bool used = i < work.sequence.q_len;
       const bool exists = i < work.sequence.q_rows;
       if (!used) lse = minus_infinity();

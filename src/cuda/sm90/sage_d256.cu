@@ -5,8 +5,8 @@ namespace tessera::cuda::sm90 {
 const SageVariant (&sage_d256())[2] {
   static constexpr SageVariant kVariants[2] = {
       //                       D    Dv   m    n   q  k,v extras
-      sage_variant<SageConfig{256, 128, 128, 128, 2, 2, false}>(),
-      sage_variant<SageConfig{256, 128, 128, 64, 2, 2, true}>(),
+      sage_variant<SageConfig{256, 128, 192, 128, 2, 2, false}>(),
+      sage_variant<SageConfig{256, 128, 128, 128, 2, 2, true}>(),
   };
   return kVariants;
 }

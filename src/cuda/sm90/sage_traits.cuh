@@ -18,10 +18,10 @@ struct KernelTraits<C> {
   static constexpr int kOutTiles = C.head_dim_v / 8;
   static constexpr int kKeyGroups = C.tile_n / kKeyGroup;
   static constexpr int kScaleBytes = C.scale_bytes();
-  static constexpr int kProducerRegisters = 24;
-  static constexpr int kConsumerRegisters = 240;
+  static constexpr int kProducerRegisters = kConsumers == 3 ? 32 : 40;
+  static constexpr int kConsumerRegisters = kConsumers == 3 ? 160 : 232;
   static_assert(C.tile_m == kConsumers * kGroupRows && C.tile_n % kKeyGroup == 0);
-  static_assert(kConsumers == 2);
+  static_assert(kConsumers == 2 || kConsumers == 3);
 
   using QTile = SharedTile<Pair, kGroupRows, C.head_dim / 2>;  ///< One for each consumer.
   using KTile = SharedTile<Pair, C.tile_n, C.head_dim / 2>;

@@ -51,12 +51,14 @@ __device__ __forceinline__ void start_rows(Number (&acc)[kTiles][4], const TileA
   }
 }
 
-/// acc [64 × rows of b] = A Bᵀ in e4m3: A [64 × columns of b] in registers.
+/// acc [64 × 8 · kTiles] = A Bᵀ in e4m3, with the rows of b from `row`, a multiple of 8, on: A
+/// [64 × columns of b] in registers.
 template <int kTiles, int kSteps, typename TileB>
 __device__ __forceinline__ void start_registers_e4m3(float (&acc)[kTiles][4],
                                                      const std::uint32_t (&a)[kSteps][4],
-                                                     const TileB& b) {
-  static_assert(TileB::kRows == 8 * kTiles && kRowSteps<TileB> == kSteps);
+                                                     const TileB& all, int row) {
+  static_assert(8 * kTiles <= TileB::kRows && kRowSteps<TileB> == kSteps);
+  const TileB b{all.base + row * TileB::kPitch};
   using Product = ptx::WgmmaE4m3<8 * kTiles>;
   Product::template registers<false>(acc, a[0], rows_operand(b, 0));
 #pragma unroll
