@@ -22,6 +22,21 @@ std::string describe(const std::vector<std::int32_t>& values) {
   return s;
 }
 
+/// The precision and those pieces of its scheme that are not automatic.
+std::string describe(const Attention& a) {
+  const Quantization& q = a.quantization;
+  std::string s = tessera::name_of(a.precision);
+  const auto add = [&s](bool on, const std::string& text) {
+    if (on) s += ":" + text;
+  };
+  add(q.granularity != ScaleGranularity::automatic, tessera::name_of(q.granularity));
+  add(q.smooth_q != SmoothQ::automatic, std::string("smooth_q=") + tessera::name_of(q.smooth_q));
+  add(q.smooth_k != Smoothing::automatic, q.smooth_k == Smoothing::on ? "smooth_k" : "no_smooth_k");
+  add(q.smooth_v != Smoothing::automatic, q.smooth_v == Smoothing::on ? "smooth_v" : "no_smooth_v");
+  add(q.pv != PvFormat::automatic, std::string("pv=") + tessera::name_of(q.pv));
+  return s;
+}
+
 const char* name_of(LayoutKind kind) {
   switch (kind) {
     case LayoutKind::contiguous:
@@ -99,6 +114,14 @@ void make_tokens(const Case& c, Workload& w) {
   w.d_o = Tensor(c.dtype, token_shape(c, c.heads_q, c.seq_q, c.head_dim_v), layout);
 }
 
+/// Adds a number of each channel's own.
+void add_to_channels(Random& random, double scale, Tensor& t) {
+  std::vector<double> bias(t.size(t.view().rank - 1));
+  for (double& x : bias) x = scale * random.normal();
+  const auto channels = static_cast<std::int64_t>(bias.size());
+  for (std::int64_t x = 0; x < t.count(); ++x) t.set(x, t.get(x) + bias[x % channels]);
+}
+
 /// Sets every element of tokens that `used` does not cover to NaN.
 template <typename Used>
 void poison_tokens(const Case& c, Tensor& t, const Used& used) {
@@ -140,26 +163,10 @@ BlockShape block_shape(const Case& c) {
   return {longest_q(c) + extra, longest_kv(c) + extra, c.blocks->block_q, c.blocks->block_kv};
 }
 
-/// Whether the key is within the used length and its block is listed for any head of the group.
+/// The same of a token, which in packed problems counts across all sequences.
 bool key_used(const Case& c, std::int64_t b, std::int64_t h_kv, std::int64_t token) {
   if (c.varlen()) b = sequence_of_token(c.cu_seqlens_k, token);
-  if (b < 0) return false;
-  const Span s = span_of(c, b);
-  const std::int64_t key = token - s.kv_begin;
-  if (key >= s.kv_len) return false;
-  if (!c.blocks) return true;
-  const BlockShape shape = block_shape(c);
-  const std::int64_t first = key / shape.block_kv * shape.block_kv;
-  const std::int64_t end = std::min(first + shape.block_kv, shape.seq_kv);
-  const std::int64_t group = c.heads_q / c.heads_kv;
-  for (std::int64_t h = h_kv * group; h < (h_kv + 1) * group; ++h) {
-    for (std::int64_t i = 0; i < shape.seq_q; ++i) {
-      for (std::int64_t j = first; j < end; ++j) {
-        if (block_pattern_allows(c, b, h, i, j)) return true;
-      }
-    }
-  }
-  return false;
+  return b >= 0 && key_takes_part(c, b, h_kv, token - span_of(c, b).kv_begin);
 }
 
 /// Sets the bias of elements that lie in no sequence's used lengths to NaN.
@@ -248,6 +255,7 @@ std::string Case::describe() const {
   add(a.softcap > 0, fmt::format("softcap={}", a.softcap));
   add(a.dropout_p > 0, fmt::format("dropout={}", a.dropout_p));
   add(a.deterministic, "deterministic");
+  if (a.precision != Precision::exact) s += " " + test::describe(a);
   if (bias) {
     s += fmt::format(" bias[{}]{}", test::describe(*bias), bias_f32 ? ":f32" : "");
     add(bias_minus_infinity > 0, fmt::format("bias_minus_infinity={}", bias_minus_infinity));
@@ -265,6 +273,7 @@ std::string Case::describe() const {
   }
   add(layout != LayoutKind::contiguous, test::name_of(layout));
   add(logits != 1, fmt::format("logits={}", logits));
+  add(channel_bias != 0, fmt::format("channel_bias={}", channel_bias));
   add(d_lse, "d_lse");
   add(!backward, "forward-only");
   add(threads > 0, fmt::format("threads={}", threads));
@@ -316,6 +325,73 @@ bool block_pattern_allows(const Case& c, std::int64_t b, std::int64_t h, std::in
   return fraction(block ^ mix(i * 0x100003 + j)) < 0.6;
 }
 
+bool key_takes_part(const Case& c, std::int64_t b, std::int64_t h_kv, std::int64_t j) {
+  if (j >= span_of(c, b).kv_len) return false;
+  if (!c.blocks) return true;
+  const BlockShape shape = block_shape(c);
+  const std::int64_t first = j / shape.block_kv * shape.block_kv;
+  const std::int64_t end = std::min(first + shape.block_kv, shape.seq_kv);
+  const std::int64_t group = c.heads_q / c.heads_kv;
+  for (std::int64_t h = h_kv * group; h < (h_kv + 1) * group; ++h) {
+    for (std::int64_t i = 0; i < shape.seq_q; ++i) {
+      for (std::int64_t key = first; key < end; ++key) {
+        if (block_pattern_allows(c, b, h, i, key)) return true;
+      }
+    }
+  }
+  return false;
+}
+
+std::int64_t row_index(const Case& c, const Tensor& t, std::int64_t b, std::int64_t h,
+                       std::int64_t token) {
+  if (c.varlen()) return (token * t.size(1) + h) * t.size(2);
+  return ((b * t.size(1) + h) * t.size(2) + token) * t.size(3);
+}
+
+HeadRules::HeadRules(const Case& c, const Workload& w, std::int64_t b, std::int64_t h)
+    : c_(c),
+      w_(w),
+      b_(b),
+      h_(h),
+      span_(span_of(c, b)),
+      dropout_(c.attention.dropout_p, w.inputs().seed, w.inputs().offset),
+      sink_(c.sink ? w.sink.at({h}) : -std::numeric_limits<double>::infinity()) {
+  if (c.alibi_rank == 1) slope_ = w.alibi_slopes.at({h});
+  if (c.alibi_rank == 2) slope_ = w.alibi_slopes.at({b, h});
+}
+
+bool HeadRules::visible(std::int64_t i, std::int64_t j) const {
+  const Attention& a = c_.attention;
+  const std::int64_t ahead = j - (i + span_.shift);  // how far the key is ahead of the query
+  if (a.causal && ahead > 0) return false;
+  if (a.window.left >= 0 && -ahead > a.window.left) return false;
+  if (a.window.right >= 0 && ahead > a.window.right) return false;
+  if (c_.mask && w_.mask.at({c_.mask->batch ? b_ : 0, c_.mask->heads ? h_ : 0,
+                             c_.mask->queries ? i : 0, j}) == 0) {
+    return false;
+  }
+  return !c_.blocks || block_pattern_allows(c_, b_, h_, i, j);
+}
+
+std::int64_t HeadRules::bias_index(const Tensor& t, std::int64_t i, std::int64_t j) const {
+  const std::int64_t b = c_.bias->batch ? b_ : 0;
+  const std::int64_t h = c_.bias->heads ? h_ : 0;
+  return ((b * t.size(1) + h) * t.size(2) + (c_.bias->queries ? i : 0)) * t.size(3) + j;
+}
+
+double HeadRules::bias(std::int64_t i, std::int64_t j) const {
+  return c_.bias ? w_.bias.get(bias_index(w_.bias, i, j)) : 0;
+}
+
+double HeadRules::distance(std::int64_t i, std::int64_t j) const {
+  return std::abs(static_cast<double>(i + span_.shift - j));
+}
+
+double HeadRules::keep(std::int64_t i, std::int64_t j) const {
+  if (c_.attention.dropout_p == 0) return 1;
+  return dropout_.kept(b_, h_, i, j) ? 1 / (1 - c_.attention.dropout_p) : 0;
+}
+
 Inputs Workload::inputs() const {
   Inputs in;
   in.q = q.view();
@@ -346,6 +422,11 @@ Workload make_workload(const Case& c) {
   w.k.fill_normal(random);
   w.v.fill_normal(random);
   w.d_o.fill_normal(random);
+  if (c.channel_bias != 0) {
+    for (Tensor* t : {&w.q, &w.k, &w.v}) {
+      add_to_channels(random, c.channel_bias * (t == &w.q ? spread : 1), *t);
+    }
+  }
   if (c.d_lse) {
     w.d_lse = Tensor(DType::f32, lse_shape(c));
     w.d_lse.fill_normal(random);

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "core/philox.hpp"
 #include "support/tensor.hpp"
 #include "tessera/attention.hpp"
 
@@ -47,7 +48,8 @@ struct Case {
   std::vector<std::int32_t> q_lens, kv_lens, cu_seqlens_q, cu_seqlens_k;
   std::optional<BlockPattern> blocks;
   LayoutKind layout = LayoutKind::contiguous;
-  double logits = 1;  ///< Rough magnitude of the scores' standard deviation.
+  double logits = 1;        ///< Rough magnitude of the scores' standard deviation.
+  double channel_bias = 0;  ///< Spread of what is added to each channel of q, k and v.
   bool d_lse = false;
   bool backward = true;
   int threads = 0;  ///< As in PlanOptions: how many tasks the work is cut for.
@@ -73,6 +75,15 @@ std::int64_t longest_kv(const Case& c);
 bool block_pattern_allows(const Case& c, std::int64_t b, std::int64_t h, std::int64_t i,
                           std::int64_t j);
 
+/// Whether key j of sequence b takes part at all: within the used length and, under a block mask,
+/// in a block that is listed for some head of the group of h_kv.
+bool key_takes_part(const Case& c, std::int64_t b, std::int64_t h_kv, std::int64_t j);
+
+/// Row-major index of the first element that token `token` of head h has in q, k, v, o or a
+/// gradient of theirs.
+std::int64_t row_index(const Case& c, const Tensor& t, std::int64_t b, std::int64_t h,
+                       std::int64_t token);
+
 /// The tensors of a case. Whatever no row may read is NaN: gaps between rows, keys and queries
 /// behind the used lengths, tokens of no sequence, key blocks that no query block visits.
 struct Workload {
@@ -86,6 +97,33 @@ struct Workload {
 };
 
 Workload make_workload(const Case& c);
+
+/// One query head of one sequence: its masks and what is added to its scores, element by element
+/// and written down independently of the library. i and j count from the sequence's first tokens.
+class HeadRules {
+ public:
+  HeadRules(const Case& c, const Workload& w, std::int64_t b, std::int64_t h);
+
+  const Span& span() const { return span_; }
+  /// Whether every mask lets query i see key j; a bias of −inf aside.
+  bool visible(std::int64_t i, std::int64_t j) const;
+  /// Row-major index in a tensor of the bias's extents.
+  std::int64_t bias_index(const Tensor& t, std::int64_t i, std::int64_t j) const;
+  double bias(std::int64_t i, std::int64_t j) const;  ///< 0 without one.
+  double slope() const { return slope_; }             ///< ALiBi's, 0 without.
+  double distance(std::int64_t i, std::int64_t j) const;
+  double sink() const { return sink_; }  ///< −inf without one.
+  /// What a weight is multiplied by: 0 if dropout drops it, else 1 / (1 − p).
+  double keep(std::int64_t i, std::int64_t j) const;
+
+ private:
+  const Case& c_;
+  const Workload& w_;
+  std::int64_t b_, h_;
+  Span span_;
+  DropoutStream dropout_;
+  double slope_ = 0, sink_;
+};
 
 /// The same values, contiguous, as the f64 problem of the oracle. Shares the block mask.
 Workload widened(const Workload& w);

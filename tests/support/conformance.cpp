@@ -5,107 +5,25 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
-#include <cstdlib>
 #include <limits>
-#include <map>
 
-#include "core/registry.hpp"
 #include "support/device_copies.hpp"
 #include "support/naive.hpp"
+#include "support/row_counts.hpp"
 
 namespace tessera::test {
 namespace {
 
-struct RowCount {
-  int cases = 0, backward = 0, refused = 0, failed = 0;
-};
-
-/// The environment's value, or an empty string.
-std::string variable(const char* name) {
-  const char* value = std::getenv(name);
-  return value == nullptr ? "" : value;
-}
-
-/// Rows that the environment asks for, whether or not this machine can run them.
-std::vector<Implementation> rows_asked_for() {
-  const std::string forced = variable("TESSERA_FORCE");
-  const std::string device = variable("TESSERA_TEST_DEVICE");
-  std::vector<Implementation> rows;
-  for (const Implementation& row : implementations()) {
-    if (!forced.empty() && row.name != forced) continue;
-    if (device.empty() || device == name_of(row.device)) rows.push_back(row);
-  }
-  return rows;
-}
-
-/// Why this machine can run none of them, or nothing if that is a mistake in the environment.
-std::string why_none_can_run() {
-  std::string reasons;
-  for (const Implementation& row : rows_asked_for()) {
-    reasons += fmt::format("{}{}: {}", reasons.empty() ? "" : "; ", row.name, row.unavailable);
-  }
-  const std::string forced = variable("TESSERA_FORCE");
-  const std::string device = variable("TESSERA_TEST_DEVICE");
-  if (!reasons.empty() || (device != "cpu" && device != "cuda")) return reasons;
-  const Backend& backend = backend_of(device == "cpu" ? DeviceType::cpu : DeviceType::cuda);
-  if (backend.rows.empty()) return backend.absent();
-  for (const Implementation& row : implementations()) {
-    if (row.name == forced)
-      return fmt::format("{} is forced, a {} row", forced, name_of(row.device));
-  }
-  return "";
-}
-
-/// The last of the rows that take every exact problem in f32, f16 and bf16.
-bool takes_everything(const std::string& row) {
-  return row == "reference" || row == "cpu_portable" || row == "cuda_generic";
+/// Whether a row is one that takes every problem like this one: the last of those that take every
+/// exact problem in f32, f16 and bf16, and the reference, which takes quantised ones, too.
+bool takes_everything(const std::string& row, const Case& c) {
+  if (row == "reference") return true;
+  const bool last = row == "cpu_portable" || row == "cuda_generic";
+  return last && c.attention.precision == Precision::exact;
 }
 
 /// One case of how many a reduced sweep runs.
 constexpr std::uint64_t kReduction = 6;
-
-std::map<std::string, RowCount>& counts() {
-  static std::map<std::string, RowCount> all;
-  return all;
-}
-
-/// Skips every test, by name, with a reason.
-class SkipAll : public testing::EmptyTestEventListener {
- public:
-  explicit SkipAll(std::string reason) : reason_(std::move(reason)) {}
-  void OnTestStart(const testing::TestInfo&) override { GTEST_SKIP() << reason_; }
-
- private:
-  std::string reason_;
-};
-
-/// Sees that there is something to test, or has every test skipped; prints how many cases each row
-/// ran, and which rows this machine could not run.
-class CountPrinter : public testing::Environment {
- public:
-  void SetUp() override {
-    if (!rows_under_test().empty()) return;
-    const std::string reason = why_none_can_run();
-    ASSERT_NE(reason, "") << "no rows to test: is TESSERA_FORCE a row, and TESSERA_TEST_DEVICE cpu "
-                             "or cuda?";
-    std::printf("every test skipped: %s\n", reason.c_str());
-    testing::UnitTest::GetInstance()->listeners().Append(new SkipAll(reason));
-  }
-  void TearDown() override {
-    for (const auto& [row, n] : counts()) {
-      std::printf("conformance %-14s %5d cases (%d with backward), %d refused, %d failed\n",
-                  row.c_str(), n.cases, n.backward, n.refused, n.failed);
-    }
-    for (const Implementation& row : rows_asked_for()) {
-      if (row.available) continue;
-      std::printf("conformance %-14s skipped: %s\n", row.name.c_str(), row.unavailable.c_str());
-    }
-  }
-};
-
-[[maybe_unused]] const testing::Environment* const kCountPrinter =
-    testing::AddGlobalTestEnvironment(new CountPrinter);
 
 struct Named {
   const char* name;
@@ -255,15 +173,6 @@ double largest(const Tensor& t) {
   return most;
 }
 
-std::string position(const Tensor& t, std::int64_t index) {
-  std::string s;
-  for (int d = t.view().rank - 1; d >= 0; --d) {
-    s = std::to_string(index % t.size(d)) + (s.empty() ? "" : ",") + s;
-    index /= t.size(d);
-  }
-  return "[" + s + "]";
-}
-
 /// What all rows of a case are compared with.
 struct Expectation {
   Results oracle;
@@ -300,17 +209,12 @@ bool compare(const Case& c, const std::string& row, const Results& got, const Ex
     if (!out.present()) continue;
     const double tolerance = e.tolerances.*r.tolerance;
     const Worst worst = worst_difference(out, exact);
-    if (worst.error > tolerance) {
-      good = false;
-      ADD_FAILURE() << fmt::format(
-          "{}: {}\n  {}{}: expected {:.9g}, got {:.9g}, error {:.3g}, tolerance {:.3g}", row,
-          c.describe(), r.name, position(out, worst.index), exact.get(worst.index),
-          out.get(worst.index), worst.error, tolerance);
-    }
-    if (!out.gaps_untouched()) {
-      good = false;
-      ADD_FAILURE() << row << ": " << c.describe() << "\n  wrote outside " << r.name;
-    }
+    if (worst.error <= tolerance) continue;
+    good = false;
+    ADD_FAILURE() << fmt::format(
+        "{}: {}\n  {}{}: expected {:.9g}, got {:.9g}, error {:.3g}, tolerance {:.3g}", row,
+        c.describe(), r.name, position(out, worst.index), exact.get(worst.index),
+        out.get(worst.index), worst.error, tolerance);
   }
   return good;
 }
@@ -318,7 +222,7 @@ bool compare(const Case& c, const std::string& row, const Results& got, const Ex
 /// Whether a second run gives the same again: bit for bit where that is promised, else within the
 /// tolerance.
 bool repeats(const Case& c, const Workload& w, const std::string& row, const Results& first,
-             const Expectation& e) {
+             const Judge& judge) {
   const std::string where = row + ": " + c.describe() + "\n  ";
   const Results second = make_results(c);
   if (Status status = run_case(c, w, second, row, 0).status; !status.ok()) {
@@ -334,10 +238,10 @@ bool repeats(const Case& c, const Workload& w, const std::string& row, const Res
     good = false;
     ADD_FAILURE() << where << "a second run gave another " << r.name;
   }
-  return (same_gradients || compare(c, row, second, e)) && good;
+  return (same_gradients || judge(row, second)) && good;
 }
 
-bool check_row(const Case& c, const Workload& w, const std::string& row, const Expectation& e,
+bool check_row(const Case& c, const Workload& w, const std::string& row, const Judge& judge,
                RowCount& count) {
   const std::string where = row + ": " + c.describe() + "\n  ";
   const Results first = make_results(c);
@@ -345,12 +249,12 @@ bool check_row(const Case& c, const Workload& w, const std::string& row, const E
   if (attempt.status.code() == StatusCode::unsupported) {
     EXPECT_NE(attempt.status.message(), "") << where << "refused without a reason";
     EXPECT_TRUE(first.o.all_poison()) << where << "refused, but wrote";
-    EXPECT_FALSE(takes_everything(row))
+    EXPECT_FALSE(takes_everything(row, c))
         << where << "refused by a row that takes everything: " << attempt.status.message();
     if (c.backward) {  // it may still have the forward pass
       Case forward_only = c;
       forward_only.backward = false;
-      return check_row(forward_only, w, row, e, count);
+      return check_row(forward_only, w, row, judge, count);
     }
     ++count.refused;
     return true;
@@ -361,7 +265,13 @@ bool check_row(const Case& c, const Workload& w, const std::string& row, const E
     ADD_FAILURE() << where << attempt.status.message();
     return false;
   }
-  bool good = compare(c, row, first, e);
+  bool good = judge(row, first);
+  for (const Named& r : kResults) {
+    if ((first.*r.tensor).present() && !(first.*r.tensor).gaps_untouched()) {
+      good = false;
+      ADD_FAILURE() << where << "wrote outside " << r.name;
+    }
+  }
   if (attempt.forward_row != row || (c.backward && attempt.backward_row != row)) {
     good = false;
     ADD_FAILURE() << where << "ran " << attempt.forward_row << ", " << attempt.backward_row;
@@ -374,23 +284,10 @@ bool check_row(const Case& c, const Workload& w, const std::string& row, const E
     good = false;
     ADD_FAILURE() << where << "wrote to an input";
   }
-  return repeats(c, w, row, first, e) && good;
+  return repeats(c, w, row, first, judge) && good;
 }
 
 }  // namespace
-
-bool reduced() { return variable("TESSERA_TEST_REDUCED") == "1"; }
-
-const std::vector<std::string>& rows_under_test() {
-  static const std::vector<std::string> kRows = [] {
-    std::vector<std::string> rows;
-    for (const Implementation& row : rows_asked_for()) {
-      if (row.available) rows.push_back(row.name);
-    }
-    return rows;
-  }();
-  return kRows;
-}
 
 std::vector<std::string> rows_under_test(const Case& c) {
   const Workload w = make_workload(c);
@@ -401,7 +298,7 @@ std::vector<std::string> rows_under_test(const Case& c) {
     const Inputs inputs = described_on(device_of(row), w.inputs(), mask);
     const Status status =
         Plan::create(c.attention, inputs, plan_options(c, results, row, nullptr)).status();
-    if (status.ok() || takes_everything(row)) rows.push_back(row);
+    if (status.ok() || takes_everything(row, c)) rows.push_back(row);
   }
   return rows;
 }
@@ -412,15 +309,6 @@ std::vector<std::string> host_rows_under_test(const Case& c) {
     if (device_of(row).type == DeviceType::cpu) rows.push_back(row);
   }
   return rows;
-}
-
-Device device_of(const std::string& row) {
-  for (const Backend* backend : backends()) {
-    for (const Row& candidate : backend->rows) {
-      if (candidate.name == row) return {backend->device, 0};
-    }
-  }
-  return {};
 }
 
 Inputs described_on(Device device, const Inputs& inputs, BlockMaskView& mask) {
@@ -461,20 +349,40 @@ Results oracle_results(const Case& c, const Workload& w) {
   return results;
 }
 
-void check_case(const Case& given) {
+std::string position(const Tensor& t, std::int64_t index) {
+  std::string s;
+  for (int d = t.view().rank - 1; d >= 0; --d) {
+    s = std::to_string(index % t.size(d)) + (s.empty() ? "" : ",") + s;
+    index /= t.size(d);
+  }
+  return "[" + s + "]";
+}
+
+bool prepare(Case& c) {
   // By a hash, so that every feature keeps some of its cases and meets every way to cut the work.
-  const std::uint64_t hash = hash_of(given.describe());
-  if (reduced() && hash % kReduction != 0) return;
-  Case c = given;
+  const std::uint64_t hash = hash_of(c.describe());
+  if (reduced() && hash % kReduction != 0) return false;
   constexpr int kThreads[] = {0, 1, 3, 5, 16};
   if (c.threads == 0) c.threads = kThreads[mix(hash) % std::size(kThreads)];
+  return true;
+}
+
+void check_rows(const Case& c, const Workload& w, const Judge& judge) {
+  for (const std::string& row : rows_under_test()) {
+    RowCount& count = counts()[row];
+    if (!check_row(c, w, row, judge, count)) ++count.failed;
+  }
+}
+
+void check_case(const Case& given) {
+  const std::uint64_t hash = hash_of(given.describe());
+  Case c = given;
+  if (!prepare(c)) return;
   const Workload w = make_workload(c);
   const Expectation e = expect(c, w);
   c.attention.deterministic = c.attention.deterministic || mix(hash + 1) % 2 == 0;
-  for (const std::string& row : rows_under_test()) {
-    RowCount& count = counts()[row];
-    if (!check_row(c, w, row, e, count)) ++count.failed;
-  }
+  check_rows(c, w,
+             [&](const std::string& row, const Results& got) { return compare(c, row, got, e); });
 }
 
 Tolerances tolerances(const Case& c, const Workload& w) { return expect(c, w).tolerances; }

@@ -1,6 +1,7 @@
 // Runs a case on every row of the table and compares each with the reference.
 #pragma once
 
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -45,6 +46,19 @@ Attempt run_case(const Case& c, const Workload& w, const Results& results, const
 /// The oracle: the reference in f64 on the inputs as rounded to the case's dtype.
 Results oracle_results(const Case& c, const Workload& w);
 
+/// Gives a case that names no number of threads one that depends on the case; false if a reduced
+/// sweep leaves the case out.
+bool prepare(Case& c);
+
+/// Compares what a row has computed with what it should have; reports failures, and whether there
+/// were none.
+using Judge = std::function<bool(const std::string& row, const Results& got)>;
+
+/// Runs a prepared case on every row under test: each must take it, or refuse it with a reason
+/// before anything is written; `judge` is asked about results; a second run must repeat them; and
+/// the rest of what `check_case` lists.
+void check_rows(const Case& c, const Workload& w, const Judge& judge);
+
 /// Checks every row under test, with a number of threads that varies from case to case: against the
 /// oracle within 2 · max|naive − oracle| + ε, that a second run gives the same bits, that nothing
 /// but the results was written, and that the row asked for is the one that ran. Half of the cases
@@ -59,6 +73,9 @@ struct Tolerances {
   double o = 0, lse = 0, d_q = 0, d_k = 0, d_v = 0, d_bias = 0, d_sink = 0;
 };
 Tolerances tolerances(const Case& c, const Workload& w);
+
+/// An element's indices, e.g. "[0,1,2,3]".
+std::string position(const Tensor& t, std::int64_t index);
 
 /// Largest |a − b| over all elements; infinite where one is NaN, or infinite and the other not.
 double largest_difference(const Tensor& a, const Tensor& b);

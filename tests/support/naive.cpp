@@ -4,8 +4,6 @@
 #include <cmath>
 #include <limits>
 
-#include "core/philox.hpp"
-
 namespace tessera::test {
 namespace {
 
@@ -62,13 +60,6 @@ double product_norm(const float* x, const float* y, std::int64_t n) {
 }
 
 double norm(const float* x, std::int64_t n) { return std::sqrt(double(dot(x, x, n))); }
-
-/// Row-major index of the first element of a token's row.
-std::int64_t row_index(const Case& c, const Tensor& t, std::int64_t b, std::int64_t h,
-                       std::int64_t token) {
-  if (c.varlen()) return (token * t.size(1) + h) * t.size(2);
-  return ((b * t.size(1) + h) * t.size(2) + token) * t.size(3);
-}
 
 Matrix load(const Case& c, const Tensor& t, std::int64_t b, std::int64_t h, std::int64_t begin,
             std::int64_t rows) {
@@ -132,11 +123,12 @@ class NaiveHead {
         w_(w),
         b_(b),
         h_(h),
-        span_(span_of(c, b)),
+        rules_(c, w, b, h),
+        span_(rules_.span()),
         q_(load(c, w.q, b, h, span_.q_begin, span_.q_len)),
         k_(load(c, w.k, b, h / (c.heads_q / c.heads_kv), span_.kv_begin, span_.kv_len)),
         v_(load(c, w.v, b, h / (c.heads_q / c.heads_kv), span_.kv_begin, span_.kv_len)),
-        sink_(c.sink ? w.sink.at({h}) : -kInfinity),
+        sink_(rules_.sink()),
         s_(span_.q_len, span_.kv_len),
         cap_slope_(span_.q_len, span_.kv_len),
         z_(span_.q_len, span_.kv_len),
@@ -149,15 +141,13 @@ class NaiveHead {
   void backward(Naive& out, KeyHead& key_head, SharedSums& shared) const;
 
  private:
-  bool visible(std::int64_t i, std::int64_t j) const;
-  std::int64_t bias_index(const Tensor& t, std::int64_t i, std::int64_t j) const;
-  float bias(std::int64_t i, std::int64_t j) const;
   void fill_scores(Bounds& bounds);
   float round(double x) const { return static_cast<float>(rounded(x, c_.dtype)); }
 
   const Case& c_;
   const Workload& w_;
   std::int64_t b_, h_;
+  HeadRules rules_;
   Span span_;
   Matrix q_, k_, v_;
   double sink_;
@@ -165,39 +155,11 @@ class NaiveHead {
   std::vector<double> lse_;
 };
 
-bool NaiveHead::visible(std::int64_t i, std::int64_t j) const {
-  const Attention& a = c_.attention;
-  const std::int64_t ahead = j - (i + span_.shift);  // how far the key is ahead of the query
-  if (a.causal && ahead > 0) return false;
-  if (a.window.left >= 0 && -ahead > a.window.left) return false;
-  if (a.window.right >= 0 && ahead > a.window.right) return false;
-  if (c_.mask && w_.mask.at({c_.mask->batch ? b_ : 0, c_.mask->heads ? h_ : 0,
-                             c_.mask->queries ? i : 0, j}) == 0) {
-    return false;
-  }
-  return !c_.blocks || block_pattern_allows(c_, b_, h_, i, j);
-}
-
-std::int64_t NaiveHead::bias_index(const Tensor& t, std::int64_t i, std::int64_t j) const {
-  const std::int64_t b = c_.bias->batch ? b_ : 0;
-  const std::int64_t h = c_.bias->heads ? h_ : 0;
-  return ((b * t.size(1) + h) * t.size(2) + (c_.bias->queries ? i : 0)) * t.size(3) + j;
-}
-
-float NaiveHead::bias(std::int64_t i, std::int64_t j) const {
-  if (!c_.bias) return 0;
-  return static_cast<float>(w_.bias.get(bias_index(w_.bias, i, j)));
-}
-
 /// s_ (−inf where masked), cap_slope_ and z_.
 void NaiveHead::fill_scores(Bounds& bounds) {
   const double scale = c_.scale();
   const double cap = c_.attention.softcap;
-  const double keep_scale = 1 / (1 - c_.attention.dropout_p);
-  const DropoutStream dropout(c_.attention.dropout_p, w_.inputs().seed, w_.inputs().offset);
-  double slope = 0;
-  if (c_.alibi_rank == 1) slope = w_.alibi_slopes.at({h_});
-  if (c_.alibi_rank == 2) slope = w_.alibi_slopes.at({b_, h_});
+  const double slope = rules_.slope();
   std::vector<double> k_norm(span_.kv_len);
   for (std::int64_t j = 0; j < span_.kv_len; ++j) k_norm[j] = norm(k_[j], c_.head_dim);
 
@@ -206,8 +168,10 @@ void NaiveHead::fill_scores(Bounds& bounds) {
     const double q_norm = norm(q_[i], c_.head_dim);
     for (std::int64_t j = 0; j < span_.kv_len; ++j) {
       s_[i][j] = -kInfinity;
-      if (!visible(i, j) || bias(i, j) == -kInfinity) continue;
-      const double distance = std::abs(static_cast<double>(i + span_.shift - j));
+      if (!rules_.visible(i, j)) continue;
+      const auto bias = static_cast<float>(rules_.bias(i, j));
+      if (bias == -kInfinity) continue;
+      const double distance = rules_.distance(i, j);
       float s = round(scale * dot(q_[i], k_[j], c_.head_dim));
       cap_slope_[i][j] = 1;
       if (cap > 0) {
@@ -215,15 +179,12 @@ void NaiveHead::fill_scores(Bounds& bounds) {
         cap_slope_[i][j] = 1 - t * t;
         s = round(cap * t);
       }
-      if (c_.bias) s = round(s + bias(i, j));
+      if (c_.bias) s = round(s + bias);
       if (c_.alibi_rank > 0) s = round(s - slope * distance);
       s_[i][j] = s;
-      z_[i][j] = 1;
-      if (c_.attention.dropout_p > 0) {
-        z_[i][j] = static_cast<float>(dropout.kept(b_, h_, i, j) ? keep_scale : 0);
-      }
+      z_[i][j] = static_cast<float>(rules_.keep(i, j));
       raise(magnitude,
-            std::abs(scale) * q_norm * k_norm[j] + cap + std::abs(bias(i, j)) + slope * distance);
+            std::abs(scale) * q_norm * k_norm[j] + cap + std::abs(bias) + slope * distance);
     }
   }
   raise(bounds.weight, 2 * (magnitude + 4));
@@ -296,7 +257,7 @@ void NaiveHead::backward(Naive& out, KeyHead& key_head, SharedSums& shared) cons
       key_head.d_k_squares[j].add(d_s, norms, p * delta_error);
       key_head.d_v_squares[j].add(p * z_[i][j] * d_o_most, 0, 0);
       if (c_.bias) {
-        const std::int64_t at = bias_index(out.results.d_bias, i, j);
+        const std::int64_t at = rules_.bias_index(out.results.d_bias, i, j);
         out.results.d_bias.set(at, out.results.d_bias.get(at) + d_s);
         shared.d_bias[at].add(d_s, norms, p * delta_error);
       }
