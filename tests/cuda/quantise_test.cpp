@@ -187,6 +187,7 @@ class Comparison {
     const Span span = span_of(c_, b);
     const HeadTokens head = load(w_.v, b, h, span.kv_begin, span.kv_len, true);
     const std::int64_t length = head.rows.rows, columns = head.rows.columns;
+    if (length == 0) return;  // nobody multiplies these
     const bool smooth = problem_.quantization.smooth_v == Smoothing::on;
     std::vector<float> mean(columns), scales(columns);
     quant::channel_means(head.rows, quant::kKeyBlock, mean.data());

@@ -17,8 +17,6 @@ class SageConsumer : ConsumerSide<C> {
   using Traits = KernelTraits<C>;
   static constexpr int kTiles = Traits::kScoreTiles;
   static constexpr int kGroupTiles = kKeyGroup / 8;
-  /// Keeps a factor that underflows from being zero: times −inf that were NaN.
-  static constexpr float kLeastFactor = 0x1p-126f;
   using Rules = ScoreTile<__half, 1, kTiles>;
 
  public:
@@ -112,8 +110,8 @@ class SageConsumer : ConsumerSide<C> {
       const int t = static_cast<int>(threadIdx.x % 4);
 #pragma unroll
       for (int group = 0; group < Traits::kKeyGroups; ++group) {
-        const float k = ptx::load_shared_float(shared_.scales(k_.stage) + (4 * group + t) * 4);
-        r.factor[group] = fmaf(r.q_factor[0], k, kLeastFactor);
+        r.factor[group] =
+            r.q_factor[0] * ptx::load_shared_float(shared_.scales(k_.stage) + (4 * group + t) * 4);
       }
     }
     release_k(visit);
@@ -165,16 +163,18 @@ class SageConsumer : ConsumerSide<C> {
         visit.begin() >= work.whole.begin && visit.begin() + C.tile_n <= work.whole.end;
     if constexpr (C.extras) {
       rules.score(r.w, visit.begin());
-#pragma unroll
-      for (float& factor : r.factor) factor = 1;
     } else {
       if (visit.has(Message::full) && inside) return weigh_tile(r, softmax, r.s);
 #pragma unroll
       for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
-        for (int at = 0; at < 4; ++at) r.w[0][n][at] = static_cast<float>(r.s[n][at]);
+        for (int at = 0; at < 4; ++at) {
+          r.w[0][n][at] = static_cast<float>(r.s[n][at]) * r.factor[n / kGroupTiles];
+        }
       }
     }
+#pragma unroll
+    for (float& factor : r.factor) factor = 1;
     if (!visit.has(Message::full)) rules.mask_blocks(r.w, visit.begin());
     if (!inside) rules.mask_positions(r.w, visit.begin());
     weigh_tile(r, softmax, r.w[0]);
