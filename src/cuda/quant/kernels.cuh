@@ -136,12 +136,6 @@ inline std::int64_t tile_count(const Parameters& p, const Source& source) {
   return tiles_per_head(p, source.queries ? p.seq_q : p.seq_kv, kTileTokens) * source.heads;
 }
 
-/// Whether row i of a sequence takes part.
-__device__ __forceinline__ bool row_used(const Parameters& p, const Source& source,
-                                         const TileRows& rows, int i) {
-  return i < rows.length && (source.queries || key_listed(p, rows.b, rows.h, i));
-}
-
 /// Elements [column, column + 8) of kCount of a tile's rows, and which of them take part: the
 /// others are not read. row(k) is the k-th within the sequence.
 template <typename T, int kCount>

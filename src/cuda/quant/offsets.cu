@@ -6,94 +6,83 @@
 namespace tessera::cuda {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int kWarps = kThreads / kWarpSize;
+constexpr int kSlots = 16;                      // rows that a block's threads span
+constexpr int kOwnRows = kTileTokens / kSlots;  // of a thread
 
-/// A warp for each query, kTileTokens queries a block.
-template <typename T>
-__global__ void __launch_bounds__(kThreads)
+/// kTileTokens rows of a block, less their means: a thread has eight channels of each kSlots-th,
+/// kChunks neighbouring lanes a whole row.
+template <typename T, int kChunks>
+class BlockRows {
+ public:
+  __device__ __forceinline__ BlockRows(const Parameters& p, const Source& source,
+                                       const TileRows& rows, const float* means)
+      : columns_(source.columns) {
+    const int first = rows.begin + slot();
+    own_.load(p, source, rows, column(), [first](int k) { return first + kSlots * k; });
+    load_means(mean_, means, column(), columns_);
+  }
+
+  /// Products of all rows with a line of as many numbers: to[row].
+  __device__ __forceinline__ void multiply(const float* line, float* to) const {
+    float y[8];
+    load_means(y, line, column(), columns_);
+#pragma unroll
+    for (int k = 0; k < kOwnRows; ++k) {
+      float sum = 0;
+#pragma unroll
+      for (int e = 0; e < 8; ++e) sum = fmaf(own_.x[k].at(e) - mean_[e], y[e], sum);
+      sum = own_.has(k) ? sum : 0;
+#pragma unroll
+      for (int step = kChunks / 2; step > 0; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
+      if (column() == 0) to[slot() + kSlots * k] = sum;
+    }
+  }
+
+ private:
+  __device__ static int column() { return 8 * (static_cast<int>(threadIdx.x) % kChunks); }
+  __device__ static int slot() { return static_cast<int>(threadIdx.x) / kChunks; }
+
+  Tokens<T, kOwnRows> own_;
+  float mean_[8];
+  const int columns_;
+};
+
+/// Each query times its head's k̄.
+template <typename T, int kChunks>
+__global__ void __launch_bounds__(kSlots* kChunks)
     row_offsets(const __grid_constant__ Parameters p, const __grid_constant__ Source q,
                 const float* k_means, float* offsets) {
   TileRows rows;
   if (!locate_rows(p, q, static_cast<int>(blockIdx.x), rows)) return;
-  const int lane = static_cast<int>(threadIdx.x % kWarpSize);
-  const float* means = k_means + (std::int64_t{rows.b} * p.heads_kv + rows.h / p.group) * q.columns;
-  const T* from = row_of<const T>(q.rows, rows.b, rows.h, rows.first);
-  for (int i = static_cast<int>(threadIdx.x / kWarpSize); i < kTileTokens; i += kWarps) {
-    const int row = rows.begin + i;
-    float sum = 0;
-    for (int d = lane; row < rows.length && d < q.columns; d += kWarpSize) {
-      sum = fmaf(to_float(from[row * q.rows.stride_s + d]), means[d], sum);
-    }
-#pragma unroll
-    for (int step = kWarpSize / 2; step > 0; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
-    if (lane == 0) offsets[rows.plane * q.padded_rows + rows.row + i] = sum;
-  }
+  const std::int64_t head = std::int64_t{rows.b} * p.heads_kv + rows.h / p.group;
+  const BlockRows<T, kChunks> tile(p, q, rows, nullptr);
+  tile.multiply(k_means + head * q.columns, offsets + rows.plane * q.padded_rows + rows.row);
 }
 
-constexpr int kColumns = 32;  // channels of one step
-constexpr int kLines = 8;     // sums of one thread
-
-/// kTileTokens keys, one for each thread, times all q̄ of the key head's queries: kLines at a time,
-/// kColumns channels of them in shared memory.
-template <typename T>
-__global__ void __launch_bounds__(kTileTokens)
+/// Each key times all q̄ of its head's queries.
+template <typename T, int kChunks>
+__global__ void __launch_bounds__(kSlots* kChunks)
     key_offsets(const __grid_constant__ Parameters p, const __grid_constant__ Source k,
                 const __grid_constant__ Means q_means, const float* k_means,
                 const __grid_constant__ QuantisedOperands to) {
-  __shared__ float keys[kTileTokens][kColumns + 1];
-  __shared__ float lines[kLines][kColumns];
   TileRows rows;
   if (!locate_rows(p, k, static_cast<int>(blockIdx.x), rows)) return;
-  const int own = static_cast<int>(threadIdx.x);
   const Sequence sequence = sequence_of(p, rows.b);
   const int q_row = p.varlen ? padded_begin(sequence.q_begin, rows.b) : 0;
   const int blocks = q_means.of_blocks ? (sequence.q_len + kTileTokens - 1) / kTileTokens : 1;
   const int first_block = q_means.of_blocks ? q_row / kTileTokens : 0;
-  const T* from = row_of<const T>(k.rows, rows.b, rows.h, rows.first);
   const std::int64_t planes = p.varlen ? 0 : std::int64_t{rows.b} * p.heads_q;
-  for (int line = 0; line < p.group * blocks; line += kLines) {
-    float sum[kLines] = {};
-    for (int column = 0; column < k.columns; column += kColumns) {
-      const int lane = own % kColumns;
-      const int d = column + lane;
-      __syncthreads();
-      for (int i = own / kColumns; i < kTileTokens; i += kTileTokens / kColumns) {
-        const int row = rows.begin + i;
-        float x = 0;
-        if (d < k.columns && row_used(p, k, rows, row)) {
-          x = to_float(from[row * k.rows.stride_s + d]);
-          if (k_means != nullptr) x -= k_means[rows.sequence_plane * k.columns + d];
-        }
-        keys[i][lane] = x;
-      }
-      for (int i = own / kColumns; i < kLines; i += kTileTokens / kColumns) {
-        const int at = line + i;
-        float x = 0;
-        if (at < p.group * blocks && d < k.columns) {
-          const int h = rows.h * p.group + at / blocks;
-          const std::int64_t place = q_means.of_blocks ? (planes + h) * (to.rows_q / kTileTokens) +
-                                                             first_block + at % blocks
-                                                       : std::int64_t{rows.b} * p.heads_q + h;
-          x = q_means.data[place * k.columns + d];
-        }
-        lines[i][lane] = x;
-      }
-      __syncthreads();
-      for (int e = 0; e < kColumns; ++e) {
-        const float key = keys[own][e];
-#pragma unroll
-        for (int i = 0; i < kLines; ++i) sum[i] = fmaf(lines[i][e], key, sum[i]);
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < kLines; ++i) {
-      const int at = line + i;
-      if (at >= p.group * blocks) break;
-      const std::int64_t h = planes + rows.h * p.group + at / blocks;
-      to.key_offsets[(h * to.offset_blocks + first_block + at % blocks) * to.rows_kv + rows.row +
-                     own] = sum[i];
-    }
+  const BlockRows<T, kChunks> tile(
+      p, k, rows, k_means == nullptr ? nullptr : k_means + rows.sequence_plane * k.columns);
+#pragma unroll 1
+  for (int x = 0; x < p.group * blocks; ++x) {
+    const int h = rows.h * p.group + x / blocks;
+    const int block = first_block + x % blocks;
+    const std::int64_t line = q_means.of_blocks ? (planes + h) * (to.rows_q / kTileTokens) + block
+                                                : std::int64_t{rows.b} * p.heads_q + h;
+    tile.multiply(
+        q_means.data + line * k.columns,
+        to.key_offsets + ((planes + h) * to.offset_blocks + block) * to.rows_kv + rows.row);
   }
 }
 
@@ -102,16 +91,20 @@ __global__ void __launch_bounds__(kTileTokens)
 Status compute_row_offsets(const Parameters& p, const Source& q, const float* k_means,
                            float* offsets, cudaStream_t stream) {
   return for_dtype(q.dtype, [&]<typename T>(T) {
-    return launch("quantise: offsets", row_offsets<T>, tile_count(p, q), kThreads, 0, stream, p, q,
-                  k_means, offsets);
+    return for_chunks(q.columns, [&](auto chunks) {
+      return launch("quantise: offsets", row_offsets<T, chunks()>, tile_count(p, q),
+                    kSlots * chunks(), 0, stream, p, q, k_means, offsets);
+    });
   });
 }
 
 Status compute_key_offsets(const Parameters& p, const Source& k, const Means& q_means,
                            const float* k_means, const QuantisedOperands& to, cudaStream_t stream) {
   return for_dtype(k.dtype, [&]<typename T>(T) {
-    return launch("quantise: offsets", key_offsets<T>, tile_count(p, k), kTileTokens, 0, stream, p,
-                  k, q_means, k_means, to);
+    return for_chunks(k.columns, [&](auto chunks) {
+      return launch("quantise: offsets", key_offsets<T, chunks()>, tile_count(p, k),
+                    kSlots * chunks(), 0, stream, p, k, q_means, k_means, to);
+    });
   });
 }
 

@@ -3,17 +3,21 @@
 //
 //   Q [64 × D] s8 for each consumer · K [tile_n × D] s8 with its scales, Vᵀ [Dv + 8 × tile_n] e4m3
 //   in shared memory, in rings each consumer: S [64 × tile_n] s32 → P e4m3, one tile's P V [64 ×
-//   Dv] and O [64 × Dv] f32, in registers throughout
+//   64 and the ones] and O [64 × Dv] f32, in registers throughout
 //
 //   producer                                   consumer
-//   as in forward.cuh; K comes with            S = Q K₀ᵀ → P₀
-//   its scales                                 for each further j:
-//                                              │ wait for its turn
-//                                              │ start S = Q K_jᵀ, start R = P_j−1 V_j−1
-//                                              │ pass the turn on
-//                                              │ wait for S: mask → P_j = 2^(S · scales − m)
-//                                              │ wait for R; O += R
-//                                              O += P V; O / row sums · scales of V → o
+//   as in forward.cuh; K comes with            for each j:
+//   its scales                                   S = Q K_jᵀ, K back
+//                                                wait for its turn
+//                                                mask → P = 2^(S · scales − m), pass the turn on
+//                                                │ R = P V_j, O += R, 64 channels at a time
+//                                                │ V back
+//                                              O / row sums · scales of V → o
+//
+// Products take less time here than the weights between them, so a consumer does one thing after
+// another, in few enough registers for three of them (a tile's S and R are never there together).
+// Turns keep the three apart: without them all would wait for products at once and then be in each
+// other's way.
 //
 // The quantise kernels (quant/) have put the operands into the workspace: V transposed, since 8-bit
 // operands lie along k, and its keys in the order in which a thread has its scores, so that P goes

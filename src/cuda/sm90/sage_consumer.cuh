@@ -25,9 +25,10 @@ class SageConsumer : ConsumerSide<C> {
                           const SharedMemory<C>& shared, int group)
       : Base(p, shared, group), operands_(operands) {}
 
-  /// One tile after another: consumers run beside each other, so that while one waits for its
-  /// products the others compute weights.
+  /// One tile after another. Consumers compute weights in turns, each a part of the step behind the
+  /// one before it, so that some multiply while others compute.
   __device__ __forceinline__ void run() {
+    if (group_ == Traits::kConsumers - 1) pass_turn();
     for (Message visit = receive(); !visit.none(); visit = receive()) {
       const GroupWork work = receive_work();
       Registers r;
@@ -47,7 +48,8 @@ class SageConsumer : ConsumerSide<C> {
 
  private:
   using Base::group_, Base::k_, Base::p_, Base::q_, Base::shared_, Base::v_;
-  using Base::receive, Base::receive_work, Base::release, Base::release_k;
+  using Base::receive, Base::receive_work, Base::release, Base::release_k, Base::wait_turn,
+      Base::pass_turn;
   using typename Base::GroupWork;
 
   /// What the products read and write.
@@ -97,6 +99,7 @@ class SageConsumer : ConsumerSide<C> {
     start_rows<ptx::WgmmaS8<C.tile_n>>(r.s, shared_.q(q_.stage, group_), shared_.k(k_.stage));
     ptx::wgmma_commit();
     ptx::wgmma_wait<0>();
+    wait_turn();
     ptx::hold(r.s);
   }
 
@@ -203,12 +206,14 @@ class SageConsumer : ConsumerSide<C> {
   }
 
   /// Weights as the A operand of the second product, in the order in which V has its keys; with
-  /// kExact also their sums before they are rounded, which the lse is made of.
+  /// kExact also their sums before they are rounded, which the lse is made of. The turn is passed on
+  /// in between.
   template <bool kExact, typename Number>
-  __device__ __forceinline__ static void exponentiate(Registers& r, const QuantisedSoftmax& softmax,
-                                                      const Number (&s)[kTiles][4]) {
+  __device__ __forceinline__ void exponentiate(Registers& r, const QuantisedSoftmax& softmax,
+                                               const Number (&s)[kTiles][4]) const {
 #pragma unroll
     for (int k = 0; k < kTiles / 4; ++k) {
+      if (k == kTiles / 8) pass_turn();
 #pragma unroll
       for (int at = 0; at < 4; ++at) {
         const int half = at % 2;
