@@ -206,8 +206,8 @@ class SageConsumer : ConsumerSide<C> {
   }
 
   /// Weights as the A operand of the second product, in the order in which V has its keys; with
-  /// kExact also their sums before they are rounded, which the lse is made of. The turn is passed on
-  /// in between.
+  /// kExact also their sums before they are rounded, which the lse is made of. The turn is passed
+  /// on in between.
   template <bool kExact, typename Number>
   __device__ __forceinline__ void exponentiate(Registers& r, const QuantisedSoftmax& softmax,
                                                const Number (&s)[kTiles][4]) const {
