@@ -267,4 +267,14 @@ __device__ inline unsigned listed_granules(const Parameters& p, int b, int h, Ra
   return __ballot_sync(~0u, listed);
 }
 
+/// The same for keys of a key head: those that any query head of its group lists.
+__device__ inline unsigned listed_keys(const Parameters& p, int b, int h_kv, Range keys) {
+  const int heads = p.block_mask.heads > 1 ? p.group : 1;  // others list the same
+  unsigned listed = 0;
+  for (int h = h_kv * p.group; h < h_kv * p.group + heads; ++h) {
+    listed |= listed_granules<Side::keys>(p, b, h, keys);
+  }
+  return listed;
+}
+
 }  // namespace tessera::cuda

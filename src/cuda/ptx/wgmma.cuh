@@ -65,10 +65,12 @@ __device__ __forceinline__ void hold(std::int32_t (&d)[kTiles][4]) {
 }
 
 /// The products with N = kColumns:
-///   shared<add>(d, a, b)       d (+)= A · Bᵀ: A 64 × 16 and B N × 16 in shared memory, rows along
-///   k registers(d, a, b)         d += A · B: A 64 × 16 in registers, B 16 × N in shared memory,
-///   rows
-///                              across k
+///   shared<add>(d, a, b)    d (+)= A · Bᵀ: A 64 × 16 and B N × 16 in shared memory, rows along k
+///   across<add>(d, a, b)    d (+)= Aᵀ · B: A 16 × 64 and B 16 × N in shared memory, rows across k
+///   mixed<add>(d, a, b)     d (+)= A · B: A 64 × 16 in shared memory, rows along k, B 16 × N in
+///                           shared memory, rows across k
+///   registers(d, a, b)      d += A · B: A 64 × 16 in registers, B 16 × N in shared memory, rows
+///                           across k
 template <typename T, int kColumns>
 struct Wgmma;
 
@@ -108,12 +110,14 @@ struct Wgmma;
 #define TESSERA_D_240(c) TESSERA_D_224(c), TESSERA_FOUR(c, 28), TESSERA_FOUR(c, 29)
 #define TESSERA_D_256(c) TESSERA_D_240(c), TESSERA_FOUR(c, 30), TESSERA_FOUR(c, 31)
 
-// x0 … x4: the numbers of the operands behind the accumulators.
-#define TESSERA_SHARED(N, type, add, constraint, x0, x1)                             \
+// x0 … x4: the numbers of the operands behind the accumulators. a_across, b_across: 1 if rows lie
+// across k.
+#define TESSERA_SHARED(N, type, add, constraint, a_across, b_across, x0, x1)         \
   asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, " #add                          \
                ", 0;\n"                                                              \
                "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." type "." type       \
-               " {" TESSERA_NAMES_##N "}, %" #x0 ", %" #x1 ", add, 1, 1, 0, 0;\n}\n" \
+               " {" TESSERA_NAMES_##N "}, %" #x0 ", %" #x1 ", add, 1, 1, " #a_across \
+                                      ", " #b_across ";\n}\n"                        \
                : TESSERA_D_##N(constraint)                                           \
                : "l"(a), "l"(b))
 #define TESSERA_REGISTERS(N, type, x0, x1, x2, x3, x4)                                       \
@@ -123,34 +127,38 @@ struct Wgmma;
       "}, {%" #x0 ", %" #x1 ", %" #x2 ", %" #x3 "}, %" #x4 ", add, 1, 1, 1;\n}\n"            \
       : TESSERA_D_##N("+f")                                                                  \
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
-#define TESSERA_WGMMA(N, x0, x1, x2, x3, x4)                                             \
-  template <typename T>                                                                  \
-  struct Wgmma<T, N> {                                                                   \
-    template <bool kAdd>                                                                 \
-    __device__ __forceinline__ static void shared(float (&d)[N / 8][4], std::uint64_t a, \
-                                                  std::uint64_t b) {                     \
-      if constexpr (std::is_same_v<T, __half>) {                                         \
-        if constexpr (kAdd) {                                                            \
-          TESSERA_SHARED(N, "f16", 1, "+f", x0, x1);                                     \
-        } else {                                                                         \
-          TESSERA_SHARED(N, "f16", 0, "=f", x0, x1);                                     \
-        }                                                                                \
-      } else if constexpr (kAdd) {                                                       \
-        TESSERA_SHARED(N, "bf16", 1, "+f", x0, x1);                                      \
-      } else {                                                                           \
-        TESSERA_SHARED(N, "bf16", 0, "=f", x0, x1);                                      \
-      }                                                                                  \
-    }                                                                                    \
-    __device__ __forceinline__ static void registers(float (&d)[N / 8][4],               \
-                                                     const std::uint32_t (&a)[4],        \
-                                                     std::uint64_t b) {                  \
-      if constexpr (std::is_same_v<T, __half>) {                                         \
-        TESSERA_REGISTERS(N, "f16", x0, x1, x2, x3, x4);                                 \
-      } else {                                                                           \
-        static_assert(std::is_same_v<T, __nv_bfloat16>);                                 \
-        TESSERA_REGISTERS(N, "bf16", x0, x1, x2, x3, x4);                                \
-      }                                                                                  \
-    }                                                                                    \
+#define TESSERA_PRODUCT(name, N, a_across, b_across, x0, x1)                        \
+  template <bool kAdd>                                                              \
+  __device__ __forceinline__ static void name(float(&d)[N / 8][4], std::uint64_t a, \
+                                              std::uint64_t b) {                    \
+    if constexpr (std::is_same_v<T, __half>) {                                      \
+      if constexpr (kAdd) {                                                         \
+        TESSERA_SHARED(N, "f16", 1, "+f", a_across, b_across, x0, x1);              \
+      } else {                                                                      \
+        TESSERA_SHARED(N, "f16", 0, "=f", a_across, b_across, x0, x1);              \
+      }                                                                             \
+    } else if constexpr (kAdd) {                                                    \
+      TESSERA_SHARED(N, "bf16", 1, "+f", a_across, b_across, x0, x1);               \
+    } else {                                                                        \
+      TESSERA_SHARED(N, "bf16", 0, "=f", a_across, b_across, x0, x1);               \
+    }                                                                               \
+  }
+#define TESSERA_WGMMA(N, x0, x1, x2, x3, x4)                                      \
+  template <typename T>                                                           \
+  struct Wgmma<T, N> {                                                            \
+    TESSERA_PRODUCT(shared, N, 0, 0, x0, x1)                                      \
+    TESSERA_PRODUCT(across, N, 1, 1, x0, x1)                                      \
+    TESSERA_PRODUCT(mixed, N, 0, 1, x0, x1)                                       \
+    __device__ __forceinline__ static void registers(float (&d)[N / 8][4],        \
+                                                     const std::uint32_t (&a)[4], \
+                                                     std::uint64_t b) {           \
+      if constexpr (std::is_same_v<T, __half>) {                                  \
+        TESSERA_REGISTERS(N, "f16", x0, x1, x2, x3, x4);                          \
+      } else {                                                                    \
+        static_assert(std::is_same_v<T, __nv_bfloat16>);                          \
+        TESSERA_REGISTERS(N, "bf16", x0, x1, x2, x3, x4);                         \
+      }                                                                           \
+    }                                                                             \
   };
 TESSERA_WGMMA(16, 8, 9, 10, 11, 12)
 TESSERA_WGMMA(32, 16, 17, 18, 19, 20)
@@ -169,6 +177,7 @@ TESSERA_WGMMA(224, 112, 113, 114, 115, 116)
 TESSERA_WGMMA(240, 120, 121, 122, 123, 124)
 TESSERA_WGMMA(256, 128, 129, 130, 131, 132)
 #undef TESSERA_WGMMA
+#undef TESSERA_PRODUCT
 #undef TESSERA_REGISTERS
 #undef TESSERA_SHARED
 #undef TESSERA_FOUR

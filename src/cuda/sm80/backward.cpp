@@ -20,20 +20,9 @@ bool wants_extras(const Problem& problem) {
          problem.dropout_p > 0 || !(problem.scale > 0);
 }
 
-/// The first variant that takes the problem: head dims ascend.
 const BackwardVariant* choose(const Problem& problem) {
-  const int shared_bytes = device_info(problem.device.index).shared_bytes;
-  for (const auto variants :
-       {backward_d64(), backward_d96(), backward_d128(), backward_d192(), backward_d256()}) {
-    for (const BackwardVariant& variant : variants) {
-      const BackwardConfig& c = variant.config;
-      if (c.dtype == problem.dtype && c.extras == wants_extras(problem) &&
-          std::max(problem.head_dim, problem.head_dim_v) <= c.head_dim && c.suits(shared_bytes)) {
-        return &variant;
-      }
-    }
-  }
-  return nullptr;
+  return choose_backward(
+      problem, {backward_d64(), backward_d96(), backward_d128(), backward_d192(), backward_d256()});
 }
 
 std::size_t aligned(std::size_t bytes) {
@@ -47,6 +36,21 @@ std::int64_t query_tiles(const Problem& problem, int rows) {
 }
 
 }  // namespace
+
+const BackwardVariant* choose_backward(
+    const Problem& problem, std::initializer_list<std::span<const BackwardVariant>> lists) {
+  const int shared_bytes = device_info(problem.device.index).shared_bytes;
+  for (const auto variants : lists) {
+    for (const BackwardVariant& variant : variants) {
+      const BackwardConfig& c = variant.config;
+      if (c.dtype == problem.dtype && c.extras == wants_extras(problem) &&
+          std::max(problem.head_dim, problem.head_dim_v) <= c.head_dim && c.suits(shared_bytes)) {
+        return &variant;
+      }
+    }
+  }
+  return nullptr;
+}
 
 /// Where things lie in the workspace, in bytes: linear in the number of query rows.
 struct Backward::Workspace {

@@ -54,23 +54,6 @@
 
 namespace tessera::cuda::sm80 {
 
-/// Adds the part-th columns of a warp's share of d_q to a query tile's accumulators.
-template <BackwardConfig C, int kR, int kC>
-__device__ __forceinline__ void add_d_q(const QueryAccumulators& accumulators, int tile, int part,
-                                        const float (&d_q)[kR][kC][4], unsigned thread) {
-  using S = BackwardTiles<C>;
-  float* to =
-      accumulators.data + static_cast<std::int64_t>(tile) * S::kQueryTileFloats + 4 * thread;
-#pragma unroll
-  for (int r = 0; r < kR; ++r) {
-#pragma unroll
-    for (int c = 0; c < kC; ++c) {
-      const int element = (r * S::kQueryParts + part) * kC + c;
-      ptx::reduce_add_16(to + element * (4 * S::kThreads), d_q[r][c]);
-    }
-  }
-}
-
 template <typename ConfigOf>
 __global__ void __launch_bounds__(BackwardTiles<ConfigOf::value>::kThreads, ConfigOf::value.blocks)
     sm80_backward(const __grid_constant__ Parameters p, const __grid_constant__ Gradients g,
@@ -120,11 +103,7 @@ __global__ void __launch_bounds__(BackwardTiles<ConfigOf::value>::kThreads, Conf
       uniform(query_area<C>(p, sequence, tile, item, keys, accumulators.turns != nullptr));
 
   const auto load_keys = [&] {
-    unsigned listed = 0;
-    const int heads = p.block_mask.heads > 1 ? p.group : 1;  // others list the same
-    for (int h = h_kv * p.group; h < h_kv * p.group + heads; ++h) {
-      listed |= listed_granules<Side::keys>(p, b, h, keys);
-    }
+    const unsigned listed = listed_keys(p, b, h_kv, keys);
     load_tile<S::kThreads>(k, row_of<T>(p.k, b, h_kv, sequence.kv_begin), p.k.stride_s, p.k.vectors,
                            j0, sequence.kv_len, p.head_dim, listed);
     load_tile<S::kThreads>(v, row_of<T>(p.v, b, h_kv, sequence.kv_begin), p.v.stride_s, p.v.vectors,
@@ -293,18 +272,7 @@ Status enqueue_backward(const Parameters& p, const Gradients& g,
       !status.ok()) {
     return status;
   }
-  if (in_order || order.splits > 1) {
-    const std::int64_t merging = in_order ? tiles.most_split() : tiles.count;
-    if (Status status = launch("sm80_backward_merge", sm80_backward_merge<Constant<C>>, merging,
-                               S::kThreads, 2 * S::Keys::kBytes, stream, p, g, order, per_head);
-        !status.ok()) {
-      return status;
-    }
-  }
-  if (g.d_q.data == nullptr) return {};
-  const std::int64_t blocks = static_cast<std::int64_t>(accumulators.tiles) * p.heads_q;
-  return launch("sm80_backward_d_q", sm80_backward_d_q<Constant<C>>, blocks, S::kThreads,
-                S::Queries::kBytes, stream, p, g, accumulators);
+  return finish_backward<C>(p, g, accumulators, order, tiles, stream);
 }
 
 template <BackwardConfig C>

@@ -28,6 +28,8 @@ struct BackwardConfig {
   int blocks;            ///< Blocks that registers leave room for on a multiprocessor.
   bool extras = false;   ///< Softcap, bias, ALiBi, mask, dropout, scale ≤ 0.
   DType dtype = DType::bf16;
+  int query_rows = 2;     ///< Warps along the queries of d_q.
+  int barrier_bytes = 0;  ///< Shared memory behind all else.
   /// For chips that give a block less than this: the others have a config that needs more.
   int shared_below = std::numeric_limits<int>::max();
 
@@ -56,7 +58,7 @@ struct BackwardConfig {
     const int elements =
         2 * keys * head_dim + stages * 2 * queries * head_dim + score_tiles * keys * queries;
     return 2 * static_cast<std::size_t>(elements) + stages * 2 * queries * sizeof(float) +
-           kQueryWalkBytes;
+           kQueryWalkBytes + barrier_bytes;
   }
 };
 
@@ -82,6 +84,10 @@ std::span<const BackwardVariant> backward_d96();
 std::span<const BackwardVariant> backward_d128();
 std::span<const BackwardVariant> backward_d192();
 std::span<const BackwardVariant> backward_d256();
+
+/// The first variant of a list that takes the problem, with head dims ascending; null: none.
+const BackwardVariant* choose_backward(
+    const Problem& problem, std::initializer_list<std::span<const BackwardVariant>> lists);
 
 class Backward final : public CudaKernel {
  public:

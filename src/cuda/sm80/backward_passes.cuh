@@ -1,7 +1,11 @@
 // How d_k, d_v and d_q leave a backward kernel, and the kernels that follow it.
 #pragma once
 
+#include "cuda/algo/config.hpp"
 #include "cuda/algo/tile_order.cuh"
+#include "cuda/host/launch.hpp"
+#include "cuda/ptx/barrier.cuh"
+#include "cuda/ptx/reduce.cuh"
 #include "cuda/sm80/backward_tiles.cuh"
 
 namespace tessera::cuda::sm80 {
@@ -10,7 +14,10 @@ namespace tessera::cuda::sm80 {
 template <BackwardConfig C>
 using KeyGradient = float[BackwardTiles<C>::kWarpKeys / 16][BackwardTiles<C>::kWarpDims / 8][4];
 
-/// Stores d_k and d_v of a tile. K and V are no longer needed: their memory is used.
+inline constexpr int kStoreBarrier = 15;
+
+/// Stores d_k and d_v of a tile. K and V are no longer needed: their memory is used. The first
+/// BackwardTiles::kThreads threads of the block call it.
 template <BackwardConfig C>
 __device__ __forceinline__ void store_key_gradients(const Parameters& p, const Gradients& g,
                                                     const TileIndex& tile, const Sequence& sequence,
@@ -26,7 +33,7 @@ __device__ __forceinline__ void store_key_gradients(const Parameters& p, const G
   const int column = warp % C.warps_q * S::kWarpDims;
   store_accumulator<T>(k, row, column, d_k, p.scale);
   store_accumulator<T>(v, row, column, d_v, p.keep_scale);
-  __syncthreads();
+  ptx::sync_group(kStoreBarrier, S::kThreads);
   if (g.d_k.data != nullptr) {
     store_tile<S::kThreads>(k, row_of<T>(g.d_k, tile.b, tile.h, sequence.kv_begin), g.d_k.stride_s,
                             g.d_k.vectors, tile.begin, sequence.kv_rows, p.head_dim);
@@ -34,6 +41,23 @@ __device__ __forceinline__ void store_key_gradients(const Parameters& p, const G
   if (g.d_v.data != nullptr) {
     store_tile<S::kThreads>(v, row_of<T>(g.d_v, tile.b, tile.h, sequence.kv_begin), g.d_v.stride_s,
                             g.d_v.vectors, tile.begin, sequence.kv_rows, p.head_dim_v);
+  }
+}
+
+/// Adds the part-th columns of a warp's share of d_q to a query tile's accumulators.
+template <BackwardConfig C, int kR, int kC>
+__device__ __forceinline__ void add_d_q(const QueryAccumulators& accumulators, int tile, int part,
+                                        const float (&d_q)[kR][kC][4], unsigned thread) {
+  using S = BackwardTiles<C>;
+  float* to =
+      accumulators.data + static_cast<std::int64_t>(tile) * S::kQueryTileFloats + 4 * thread;
+#pragma unroll
+  for (int r = 0; r < kR; ++r) {
+#pragma unroll
+    for (int c = 0; c < kC; ++c) {
+      const int element = (r * S::kQueryParts + part) * kC + c;
+      ptx::reduce_add_16(to + element * (4 * S::kThreads), d_q[r][c]);
+    }
   }
 }
 
@@ -139,6 +163,28 @@ __global__ void __launch_bounds__(BackwardTiles<ConfigOf::value>::kThreads)
   __syncthreads();
   store_tile<S::kThreads>(rows, row_of<T>(g.d_q, tile.b, tile.h, sequence.q_begin), g.d_q.stride_s,
                           g.d_q.vectors, tile.begin, sequence.q_rows, p.head_dim);
+}
+
+/// What follows a backward kernel: pieces are merged, d_q leaves its accumulators.
+template <BackwardConfig C>
+Status finish_backward(const Parameters& p, const Gradients& g,
+                       const QueryAccumulators& accumulators, const TileOrder& order,
+                       const Tiles& tiles, cudaStream_t stream) {
+  using S = BackwardTiles<C>;
+  const bool in_order = order.items != nullptr;
+  if (in_order || order.splits > 1) {
+    const std::int64_t merging = in_order ? tiles.most_split() : tiles.count;
+    if (Status status =
+            launch("sm80_backward_merge", sm80_backward_merge<Constant<C>>, merging, S::kThreads,
+                   2 * S::Keys::kBytes, stream, p, g, order, static_cast<int>(tiles.per_head));
+        !status.ok()) {
+      return status;
+    }
+  }
+  if (g.d_q.data == nullptr) return {};
+  const std::int64_t blocks = static_cast<std::int64_t>(accumulators.tiles) * p.heads_q;
+  return launch("sm80_backward_d_q", sm80_backward_d_q<Constant<C>>, blocks, S::kThreads,
+                S::Queries::kBytes, stream, p, g, accumulators);
 }
 
 }  // namespace tessera::cuda::sm80

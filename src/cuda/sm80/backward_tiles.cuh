@@ -39,7 +39,7 @@ struct BackwardTiles {
   static constexpr int kWarpQueries = C.queries / C.warps_q;
   static constexpr int kWarpDims = C.head_dim / C.warps_q;
 
-  static constexpr int kQueryRows = 2;  ///< Warps along the queries of d_q.
+  static constexpr int kQueryRows = C.query_rows;
   static constexpr int kQueryRowTiles = C.queries / kQueryRows / 16;
   static constexpr int kQueryWarpDims = C.head_dim / (kWarps / kQueryRows);
   /// d_q is made in parts of so many columns of 16. One part needs d_s once; several keep it in
@@ -56,7 +56,8 @@ struct BackwardTiles {
   static constexpr int kWeightsAt = kScoresAt + C.stages * Scores::kBytes;
   static constexpr int kScalarsAt = kWeightsAt + (kSharesWeights ? Scores::kBytes : 0);
   static constexpr int kWalkAt = kScalarsAt + C.stages * kScalars * 4;
-  static constexpr int kSharedBytes = kWalkAt + kQueryWalkBytes;
+  static constexpr int kBarriersAt = kWalkAt + kQueryWalkBytes;
+  static constexpr int kSharedBytes = kBarriersAt + C.barrier_bytes;
 
   static_assert(kSharedBytes == static_cast<int>(C.shared_bytes()));
   static_assert(C.stages == 1 || C.stages == 2);

@@ -55,10 +55,15 @@ __device__ __forceinline__ void end_turn(const QueryAccumulators& accumulators, 
   if (lane_id() == 0) ptx::add_release(accumulators.turns + at, 1);
 }
 
-/// The block has added all that it will.
+/// The block has added all that it will: after a barrier of those threads that add.
+__device__ __forceinline__ void note_end(const QueryAccumulators& accumulators, int block) {
+  if (threadIdx.x == 0) ptx::add_release(accumulators.ended + block, 1);
+}
+
+/// The same where all threads of the block add. All call it.
 __device__ __forceinline__ void end_turns(const QueryAccumulators& accumulators, int block) {
   __syncthreads();
-  if (threadIdx.x == 0) ptx::add_release(accumulators.ended + block, 1);
+  note_end(accumulators, block);
 }
 
 }  // namespace tessera::cuda::sm80

@@ -197,10 +197,7 @@ __global__ void __launch_bounds__(F32BackwardTiles<ConfigOf::value>::kThreads, 1
   const typename S::Outer k{base}, v{base + S::Outer::kBytes};
   float* const scalars = reinterpret_cast<float*>(shared + S::kScalarsAt);
   const auto load_keys = [&] {
-    unsigned listed = 0;
-    for (int h = h_kv * p.group; h < (h_kv + 1) * p.group; ++h) {
-      listed |= listed_granules<Side::keys>(p, b, h, keys);
-    }
+    const unsigned listed = listed_keys(p, b, h_kv, keys);
     load_f32_tile<S::kThreads>(k, row_of<const float>(p.k, b, h_kv, sequence.kv_begin),
                                p.k.stride_s, p.k.vectors, j0, sequence.kv_len, p.head_dim, listed);
     if constexpr (kForK) {

@@ -87,7 +87,7 @@ class Consumer : ConsumerSide<C> {
 
   /// S [64 × tile_n] = Q Kᵀ.
   __device__ __forceinline__ void start_scores(Registers& r) {
-    start_rows<ptx::Wgmma<T, C.tile_n>>(r.s[0], shared_.q(q_.stage, group_), shared_.k(k_.stage));
+    start_rows<T>(r.s[0], shared_.q(q_.stage, group_), shared_.k(k_.stage));
     ptx::wgmma_commit();
   }
 

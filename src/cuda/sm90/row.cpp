@@ -4,6 +4,7 @@
 
 #include "cuda/host/launch.hpp"
 #include "cuda/host/reject.hpp"
+#include "cuda/sm90/backward.hpp"
 #include "cuda/sm90/forward.hpp"
 #include "cuda/sm90/sage_row.hpp"
 
@@ -18,13 +19,16 @@ std::string reject_here(const Problem& problem) {
   if (const int chip = device_info(problem.device.index).compute_capability; chip != kHopper) {
     return fmt::format("needs sm_90, this is sm_{}", chip);
   }
-  return problem.pass != Pass::forward ? "forward only" : std::string();
+  return {};
 }
 
 std::string reject(const Problem& problem) {
   if (std::string reason = reject_common(problem); !reason.empty()) return reason;
   if (std::string reason = reject_here(problem); !reason.empty()) return reason;
-  return reject_forward(problem);
+  return problem.pass == Pass::forward ? reject_forward(problem) : reject_backward(problem);
+}
+std::unique_ptr<Kernel> make(const Problem& problem) {
+  return problem.pass == Pass::forward ? make_forward(problem) : make_backward(problem);
 }
 std::string reject_quantised(const Problem& problem) {
   if (std::string reason = reject_anywhere(problem); !reason.empty()) return reason;
@@ -32,7 +36,7 @@ std::string reject_quantised(const Problem& problem) {
   if (std::string reason = reject_here(problem); !reason.empty()) return reason;
   return reject_sage(problem);
 }
-constexpr auto kMake = make_forward;
+constexpr auto kMake = make;
 constexpr auto kMakeSage = make_sage;
 #else
 std::string reject(const Problem&) { return "this build has no code for sm_90a"; }
@@ -43,7 +47,8 @@ constexpr auto kMakeSage = kMake;
 
 }  // namespace
 
-const Row kSm90Row{"cuda_sm90", "f16 bf16, forward, head dims to 256, wgmma, all but dropout",
+const Row kSm90Row{"cuda_sm90",
+                   "f16 bf16, forward (head dims to 256, no dropout) and backward (to 128), wgmma",
                    no_device, reject, kMake};
 const Row kSageRow{
     "cuda_sage_sm90",

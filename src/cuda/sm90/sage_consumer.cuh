@@ -96,7 +96,7 @@ class SageConsumer : ConsumerSide<C> {
   /// S [64 × tile_n] = Q Kᵀ.
   __device__ __forceinline__ void multiply_scores(Registers& r) const {
     ptx::wgmma_fence();
-    start_rows<ptx::WgmmaS8<C.tile_n>>(r.s, shared_.q(q_.stage, group_), shared_.k(k_.stage));
+    start_rows_by<ptx::WgmmaS8<C.tile_n>>(r.s, shared_.q(q_.stage, group_), shared_.k(k_.stage));
     ptx::wgmma_commit();
     ptx::wgmma_wait<0>();
     wait_turn();

@@ -39,16 +39,24 @@ __device__ __forceinline__ std::uint64_t columns_operand(const Tile& tile, int k
                                 8 * Tile::kPitch, kSwizzle<Tile>);
 }
 
-/// acc [64 × rows of b] = A Bᵀ, over the tiles' columns.
+/// acc [64 × 8 · kTiles] = A Bᵀ by `Product`, over the tiles' columns: the first rows of both
+/// tiles.
 template <typename Product, typename Number, int kTiles, typename TileA, typename TileB>
-__device__ __forceinline__ void start_rows(Number (&acc)[kTiles][4], const TileA& a,
-                                           const TileB& b) {
-  static_assert(TileA::kRows == kGroupRows && TileB::kRows == 8 * kTiles);
+__device__ __forceinline__ void start_rows_by(Number (&acc)[kTiles][4], const TileA& a,
+                                              const TileB& b) {
+  static_assert(TileA::kRows >= kGroupRows && TileB::kRows >= 8 * kTiles);
   Product::template shared<false>(acc, rows_operand(a, 0), rows_operand(b, 0));
 #pragma unroll
   for (int k = 1; k < kRowSteps<TileA>; ++k) {
     Product::template shared<true>(acc, rows_operand(a, k), rows_operand(b, k));
   }
+}
+
+/// The same on 16-bit operands.
+template <typename T, int kTiles, typename TileA, typename TileB>
+__device__ __forceinline__ void start_rows(float (&acc)[kTiles][4], const TileA& a,
+                                           const TileB& b) {
+  start_rows_by<ptx::Wgmma<T, 8 * kTiles>>(acc, a, b);
 }
 
 /// acc [64 × 8 · kTiles] = A Bᵀ in e4m3, with the rows of b from `row`, a multiple of 8, on: A
@@ -67,15 +75,40 @@ __device__ __forceinline__ void start_registers_e4m3(float (&acc)[kTiles][4],
   }
 }
 
-/// acc [64 × columns of b] += A B: A [64 × rows of b] in registers.
+/// acc [64 × columns of b] += A B: A [64 × 16 · kSteps] in registers, the first rows of b.
 template <typename T, int kTiles, int kSteps, typename TileB>
 __device__ __forceinline__ void start_registers(float (&acc)[kTiles][4],
                                                 const std::uint32_t (&a)[kSteps][4],
                                                 const TileB& b) {
-  static_assert(TileB::kCols == 8 * kTiles && TileB::kRows == 16 * kSteps);
+  static_assert(TileB::kCols == 8 * kTiles && TileB::kRows >= 16 * kSteps);
 #pragma unroll
   for (int k = 0; k < kSteps; ++k) {
     ptx::Wgmma<T, 8 * kTiles>::registers(acc, a[k], columns_operand(b, k));
+  }
+}
+
+/// acc [64 × columns of b] += A B: the first 64 rows and 16 · kSteps columns of a, and as many rows
+/// of b.
+template <int kSteps, typename T, int kTiles, typename TileA, typename TileB>
+__device__ __forceinline__ void start_mixed(float (&acc)[kTiles][4], const TileA& a,
+                                            const TileB& b) {
+  static_assert(TileB::kCols == 8 * kTiles && TileB::kRows >= 16 * kSteps);
+#pragma unroll
+  for (int k = 0; k < kSteps; ++k) {
+    ptx::Wgmma<T, 8 * kTiles>::template mixed<true>(acc, rows_operand(a, k), columns_operand(b, k));
+  }
+}
+
+/// acc [64 × 8 · kTiles] = Aᵀ B, over the tiles' rows: the first columns of both tiles.
+template <typename T, int kTiles, typename TileA, typename TileB>
+__device__ __forceinline__ void start_across(float (&acc)[kTiles][4], const TileA& a,
+                                             const TileB& b) {
+  static_assert(TileA::kPanel == kGroupRows && TileA::kRows == TileB::kRows);
+  using Product = ptx::Wgmma<T, 8 * kTiles>;
+  Product::template across<false>(acc, columns_operand(a, 0), columns_operand(b, 0));
+#pragma unroll
+  for (int k = 1; k < TileA::kRows / 16; ++k) {
+    Product::template across<true>(acc, columns_operand(a, k), columns_operand(b, k));
   }
 }
 

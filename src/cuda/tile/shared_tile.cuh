@@ -33,6 +33,10 @@ struct SharedTile {
     return {base + column / kPanel * kRows * kPitch};
   }
 
+  /// The rows from `row` on, a multiple of 8. Only its columns' panels keep their distance: no row
+  /// of it beyond this tile's may be used.
+  __device__ __forceinline__ SharedTile rows_from(int row) const { return {base + row * kPitch}; }
+
   /// Address of vector `vector` (of 8 elements) of a row.
   __device__ __forceinline__ std::uint32_t at(int row, int vector) const {
     const int panel = vector / kPanelVectors;
@@ -86,9 +90,9 @@ __device__ __forceinline__ void copy_vectors(const SharedTile<T, kRows, kCols>& 
 template <int kThreads, typename T, int kRows, int kCols>
 __device__ inline void store_elements(const SharedTile<T, kRows, kCols>& tile, const T* rows,
                                       std::int64_t stride, int row0, int count, int columns,
-                                      unsigned listed) {
+                                      unsigned listed, unsigned thread) {
   using Tile = SharedTile<T, kRows, kCols>;
-  unsigned first = threadIdx.x;
+  unsigned first = thread;
   ptx::make_opaque(first);  // the rare path
 #pragma unroll 1
   for (unsigned x = first; x < kRows * Tile::kRowVectors; x += kThreads) {
@@ -119,7 +123,7 @@ __device__ __forceinline__ void load_tile(const SharedTile<T, kRows, kCols>& til
   if (vectors) {
     copy_vectors<kThreads>(tile, rows, stride, row0, count, columns, listed, thread);
   } else {
-    store_elements<kThreads>(tile, rows, stride, row0, count, columns, listed);
+    store_elements<kThreads>(tile, rows, stride, row0, count, columns, listed, thread);
   }
 }
 
