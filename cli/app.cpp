@@ -45,7 +45,7 @@ std::string describe(const CLI::ParseError& error, const CLI::App& app) {
 }
 
 int parse_and_run(int argc, const char* const* argv) {
-  CLI::App app("Attention in tiles: exact and block-sparse, forward and backward.", "tessera");
+  CLI::App app("Attention in tiles: exact, block-sparse and quantised.", "tessera");
   app.set_version_flag("--version", fmt::format("tessera {}", version()));
   app.footer(
       "Exit codes: 0 good, 1 a check failed, 2 bad input.\n"
@@ -58,6 +58,7 @@ int parse_and_run(int argc, const char* const* argv) {
   add_check_command(app, exit_code);
   add_bench_command(app, exit_code);
   add_explain_command(app, exit_code);
+  add_calibrate_command(app, exit_code);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -52,16 +52,16 @@ std::vector<std::int64_t> AttentionCase::lse_sizes() const {
               : std::vector{q.size(0), q.size(1), q.size(2)};
 }
 
-AttentionCase AttentionCase::in_f64() const {
+AttentionCase AttentionCase::converted(DType dtype) const {
   AttentionCase result;
   result.name = name;
   result.attention = attention;
-  result.q = q.converted(DType::f64);
-  result.k = k.converted(DType::f64);
-  result.v = v.converted(DType::f64);
-  result.bias = bias.converted(DType::f64);
-  result.d_o = d_o.converted(DType::f64);
-  result.d_lse = d_lse.converted(DType::f64);
+  result.q = q.converted(dtype);
+  result.k = k.converted(dtype);
+  result.v = v.converted(dtype);
+  result.bias = bias.converted(dtype);
+  result.d_o = d_o.converted(dtype);
+  result.d_lse = d_lse.converted(dtype);
   for (const OptionalInput& input : kOptionalInputs) {
     if (input.tensor != &AttentionCase::bias) {
       result.*input.tensor = copy_of(this->*input.tensor);

@@ -48,8 +48,8 @@ struct AttentionCase {
   /// f64 if q is, else f32.
   DType lse_dtype() const { return q.dtype() == DType::f64 ? DType::f64 : DType::f32; }
 
-  /// The same case with q, k, v, d_o (and bias, d_lse) converted to f64, for the oracle.
-  AttentionCase in_f64() const;
+  /// The same case with q, k, v, d_o (and bias, d_lse) converted: to f64, say, for the oracle.
+  AttentionCase converted(DType dtype) const;
 };
 
 /// Where each input that may be absent lies in a case and in the library's Inputs.

@@ -16,13 +16,13 @@
 #include "bench/measure.hpp"
 #include "bench/options.hpp"
 #include "bench/plot.hpp"
-#include "bench/progress.hpp"
 #include "bench/record.hpp"
 #include "bench/report.hpp"
 #include "commands.hpp"
 #include "error.hpp"
 #include "flags.hpp"
 #include "io/file.hpp"
+#include "progress.hpp"
 
 namespace tessera::cli {
 namespace {
@@ -36,7 +36,7 @@ constexpr const char* kDemo = "demo";
 
 // The groups of one suite, which follow one another, make one table.
 std::vector<Record> measure_suite(std::span<const Group> groups, bench::Meter& meter,
-                                  bench::ProgressBar& bar) {
+                                  ProgressBar& bar) {
   std::vector<Record> records;
   std::vector<std::string> notes;
   for (const Group& group : groups) {
@@ -119,7 +119,7 @@ void run_bench(const Flags& flags) {
   fmt::print("{}", bench::heading(machine));
   std::fflush(stdout);
   const std::unique_ptr<bench::Meter> meter = make_meter(device, flags.budget);
-  bench::ProgressBar bar(static_cast<int>(steps));
+  ProgressBar bar(static_cast<int>(steps));
   std::vector<std::vector<Record>> measured;
   for (std::span<const Group> suite : suites) measured.push_back(measure_suite(suite, *meter, bar));
   if (json) write_json(*json, measured, machine);

@@ -3,6 +3,7 @@
 
 #include <CLI/CLI.hpp>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "attention_case.hpp"
@@ -12,6 +13,7 @@
 #include "flags.hpp"
 #include "generate_case.hpp"
 #include "load_case.hpp"
+#include "scheme_flags.hpp"
 
 namespace tessera::cli {
 namespace {
@@ -19,6 +21,7 @@ namespace {
 struct ExplainFlags {
   FileFlags files;
   FeatureFlags features;
+  PrecisionFlags precision;
   ShapeFlags shape;
   PlaceFlags place;
   bool backward = false;
@@ -51,6 +54,8 @@ void explain(const ExplainFlags& flags) {
     inputs = describe_case(shape, block_mask);
     c.attention = to_attention(flags.features);
   }
+  std::optional<AdaptivePlan> adaptive;
+  apply_precision(flags.precision, c.attention, adaptive);
   BlockMaskView block_mask_there;
   inputs = described_on(device, inputs, block_mask_there);
   const Plan plan =
@@ -67,6 +72,7 @@ void add_explain_command(CLI::App& app, int&) {
   add_shape_flags(*command, flags->shape);
   add_file_flags(*command, flags->files);
   add_feature_flags(*command, flags->features);
+  add_precision_flags(*command, flags->precision);
   add_place_flags(*command, flags->place);
   command->add_flag("--backward", flags->backward, "Explain the backward pass, too");
   command->footer(

@@ -92,6 +92,20 @@ TensorFiles::OpenFile& TensorFiles::open(const std::string& flag, const std::str
   return found->second;
 }
 
+const Safetensors& TensorFiles::index_of(const std::string& flag, const std::string& path) {
+  OpenFile& file = open(flag, path);
+  if (!file.index) {
+    Result<Safetensors> index = Safetensors::parse(file.file.bytes());
+    if (!index.ok()) fail("{} {}: {}", flag, path, index.status().message());
+    file.index = std::move(index).value();
+  }
+  return *file.index;
+}
+
+std::vector<std::string> TensorFiles::names(const std::string& flag, const std::string& path) {
+  return index_of(flag, path).names();
+}
+
 ArrayView TensorFiles::find(const std::string& flag, const std::string& source) {
   const auto named = split_source(source);
   if (!named) {
@@ -102,13 +116,7 @@ ArrayView TensorFiles::find(const std::string& flag, const std::string& source) 
     if (!array.ok()) fail("{} {}: {}", flag, source, array.status().message());
     return array.value();
   }
-  OpenFile& file = open(flag, named->first);
-  if (!file.index) {
-    Result<Safetensors> index = Safetensors::parse(file.file.bytes());
-    if (!index.ok()) fail("{} {}: {}", flag, named->first, index.status().message());
-    file.index = std::move(index).value();
-  }
-  const Result<ArrayView> array = file.index->tensor(named->second);
+  const Result<ArrayView> array = index_of(flag, named->first).tensor(named->second);
   if (!array.ok()) fail("{} {}: {}", flag, source, array.status().message());
   return array.value();
 }

@@ -4,6 +4,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "attention_case.hpp"
 #include "flags.hpp"
@@ -18,6 +19,8 @@ class TensorFiles {
  public:
   /// The tensor that `source` (FILE.npy or FILE.safetensors:NAME) names, as `dtype`.
   HostTensor load(const std::string& flag, const std::string& source, DType dtype);
+  /// The tensors of a safetensors file.
+  std::vector<std::string> names(const std::string& flag, const std::string& path);
   /// Its dtype as the file has it; f32 for those that DType lacks.
   DType dtype_of(const std::string& flag, const std::string& source);
 
@@ -28,6 +31,7 @@ class TensorFiles {
   };
 
   ArrayView find(const std::string& flag, const std::string& source);
+  const Safetensors& index_of(const std::string& flag, const std::string& path);
   OpenFile& open(const std::string& flag, const std::string& path);
 
   std::map<std::string, OpenFile> files_;

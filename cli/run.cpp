@@ -4,6 +4,7 @@
 #include <CLI/CLI.hpp>
 #include <array>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <utility>
@@ -16,6 +17,7 @@
 #include "io/file.hpp"
 #include "load_case.hpp"
 #include "planned_case.hpp"
+#include "scheme_flags.hpp"
 
 namespace tessera::cli {
 namespace {
@@ -29,6 +31,7 @@ struct OutputFlags {
 struct RunFlags {
   FileFlags files;
   FeatureFlags features;
+  PrecisionFlags precision;
   PlaceFlags place;
   OutputFlags outputs;
 };
@@ -137,6 +140,8 @@ void run(const RunFlags& flags) {
   const Device device = to_device(flags.place.device);
   TensorFiles files;
   AttentionCase c = load_case(flags.files, flags.features, files);
+  std::optional<AdaptivePlan> plan;
+  apply_precision(flags.precision, c.attention, plan);
   load_gradients(flags.outputs, c, files);
   std::vector<PendingOutput> pending = open_outputs(flags.outputs);
 
@@ -166,6 +171,7 @@ void add_run_command(CLI::App& app, int&) {
   const auto flags = std::make_shared<RunFlags>();
   add_file_flags(*command, flags->files);
   add_feature_flags(*command, flags->features);
+  add_precision_flags(*command, flags->precision);
   add_output_flags(*command, flags->outputs);
   add_place_flags(*command, flags->place);
   command->footer(

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# demo.sh BUILD: this machine, every implementation checked on real activations, and what exact and
-# block-sparse attention save over standard attention, as a table and as plots.
+# demo.sh BUILD: this machine, every implementation checked on real activations, what
+# quantising costs in accuracy, and what exact and block-sparse attention save over standard attention, as a table and as plots.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -18,4 +18,6 @@ show "$tessera" info
 for file in data/*.safetensors; do
   show "$tessera" check --q "$file:q" --k "$file:k" --v "$file:v" --causal
 done
+show "$tessera" check --precision sage8,sage4 --heads 1 --seq 128 --causal \
+     --activations data/*.safetensors
 show "$tessera" bench --suite demo --plot "$plots/demo" --json "$plots/demo.json"

@@ -14,19 +14,14 @@
 #include <system_error>
 #include <utility>
 
-#include "bench/gnuplot.hpp"
 #include "error.hpp"
+#include "gnuplot.hpp"
 #include "io/file.hpp"
 
 namespace tessera::cli::bench {
 namespace {
 
 namespace fs = std::filesystem;
-
-// Told apart with any colour vision (Okabe and Ito 2008), and by the points' shapes.
-constexpr std::array<const char*, 7> kColours{"#0072B2", "#D55E00", "#009E73", "#CC79A7",
-                                              "#E69F00", "#56B4E9", "#000000"};
-constexpr std::array<int, 7> kPoints{7, 5, 9, 13, 11, 4, 6};
 
 std::string method_text(const Record& r) {
   if (r.impl == "standard") return "standard";
@@ -77,19 +72,14 @@ bool is_common(const std::vector<Record>& records, const Facet& facet) {
                      [&](const Record& r) { return facet(r) == facet(records.front()); });
 }
 
-std::string quoted(const std::string& text) {
-  std::string result = "'";
-  for (char c : text) result += c == '\'' ? std::string("''") : std::string(1, c);
-  return result + "'";
-}
-
 std::string seq_text(std::int64_t seq) {
   return seq >= 1024 && seq % 1024 == 0 ? fmt::format("{}k", seq / 1024) : fmt::format("{}", seq);
 }
 
 std::vector<std::string> tics(const std::set<std::int64_t>& lengths) {
   std::vector<std::string> list;
-  for (std::int64_t seq : lengths) list.push_back(fmt::format("{} {}", quoted(seq_text(seq)), seq));
+  for (std::int64_t seq : lengths)
+    list.push_back(fmt::format("{} {}", plot_string(seq_text(seq)), seq));
   return list;
 }
 
@@ -105,21 +95,6 @@ Range value_range(const std::set<double>& values, std::size_t lines) {
   const double span = std::max(10.0, *values.rbegin() / low);
   const double legend = std::min(0.5, 0.05 * static_cast<double>(lines) + 0.03);
   return {low, low * std::pow(span, 1 / (1 - legend))};
-}
-
-bool is_svg(const std::string& output) { return fs::path(output).extension() == ".svg"; }
-
-std::string terminal_for(const std::string& output) {
-  return is_svg(output) ? "svg size 960,640 noenhanced font 'Helvetica,16' background 'white'"
-                        : "pngcairo size 1440,960 noenhanced font 'Helvetica,20'";
-}
-
-void copy_to(const std::string& path, const std::string& from) {
-  const MappedFile drawn(from);
-  OutputFile file("--plot", path);
-  const std::array<std::span<const std::byte>, 1> pieces{drawn.bytes()};
-  file.write(pieces);
-  file.commit();
 }
 
 }  // namespace
@@ -172,9 +147,10 @@ std::string plot_script(Quantity quantity, const std::vector<Series>& series,
       data += fmt::format("{} {}\n", series[s].seq[i], value);
     }
     data += "EOD\n";
-    curves.push_back(fmt::format(
-        "$series{} using 1:2 with linespoints lw 2.5 ps 1.6 pt {} lc rgb '{}' title {}", s,
-        kPoints[s % kPoints.size()], kColours[s % kColours.size()], quoted(series[s].title)));
+    curves.push_back(
+        fmt::format("$series{} using 1:2 with linespoints lw 2.5 ps 1.6 pt {} lc rgb '{}' title {}",
+                    s, kPlotPoints[s % kPlotPoints.size()], kPlotColours[s % kPlotColours.size()],
+                    plot_string(series[s].title)));
   }
   const Range y = value_range(values, series.size());
   return fmt::format(
@@ -196,12 +172,12 @@ std::string plot_script(Quantity quantity, const std::vector<Series>& series,
       "set ylabel {}\n"
       "set key top left reverse Left spacing 1.2 samplen 2.5\n"
       "{}plot {}\n",
-      terminal_for(output), quoted(output),
-      quoted(runtime ? "Attention: time by sequence length"
-                     : "Attention: memory beyond inputs and outputs by sequence length"),
-      quoted(subtitle), is_svg(output) ? 13 : 16, static_cast<double>(*lengths.begin()) / 1.15,
+      plot_terminal(output), plot_string(output),
+      plot_string(runtime ? "Attention: time by sequence length"
+                          : "Attention: memory beyond inputs and outputs by sequence length"),
+      plot_string(subtitle), is_svg(output) ? 13 : 16, static_cast<double>(*lengths.begin()) / 1.15,
       static_cast<double>(*lengths.rbegin()) * 1.15, y.low, y.high, fmt::join(tics(lengths), ", "),
-      quoted(runtime ? "time of one pass (ms)" : "extra memory, peak (MiB)"), data,
+      plot_string(runtime ? "time of one pass (ms)" : "extra memory, peak (MiB)"), data,
       fmt::join(curves, ", \\\n     "));
 }
 
@@ -211,13 +187,7 @@ bool can_plot(const std::vector<Record>& records) {
   });
 }
 
-void check_plot_prefix(const std::string& prefix) {
-  const fs::path folder = fs::path(prefix).parent_path();
-  std::error_code error;
-  if (!folder.empty()) fs::create_directories(folder, error);
-  if (error) fail("--plot: {}, expected a prefix in a folder that can be made", prefix);
-  const OutputFile writable("--plot", prefix + "-runtime.png");
-}
+void check_plot_prefix(const std::string& prefix) { check_plot(prefix, prefix + "-runtime.png"); }
 
 std::optional<std::vector<std::string>> write_plots(const std::vector<Record>& records,
                                                     const Machine& machine,
@@ -236,7 +206,7 @@ std::optional<std::vector<std::string>> write_plots(const std::vector<Record>& r
       const std::string script = plot_script(quantity, series, subtitle, drawn);
       if (!run_gnuplot(script, temporary)) return std::nullopt;
       paths.push_back(fmt::format("{}-{}{}", prefix, name, extension));
-      copy_to(paths.back(), drawn);
+      keep_plot(drawn, paths.back());
     }
   }
   return paths;

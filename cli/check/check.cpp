@@ -11,6 +11,7 @@
 
 #include "app.hpp"
 #include "attention_case.hpp"
+#include "check/accuracy_table.hpp"
 #include "check/compare.hpp"
 #include "check/suite.hpp"
 #include "commands.hpp"
@@ -18,6 +19,7 @@
 #include "flags.hpp"
 #include "generate_case.hpp"
 #include "load_case.hpp"
+#include "scheme_flags.hpp"
 #include "table.hpp"
 
 namespace tessera::cli {
@@ -30,6 +32,9 @@ struct CheckFlags {
   PlaceFlags place;
   std::string d_out;
   bool forward_only = false;
+  std::vector<std::string> precision;  ///< Empty: exact.
+  SchemeFlags scheme;
+  std::vector<std::string> activations;
 };
 
 std::vector<DType> dtypes_of(const FileFlags& files) {
@@ -169,7 +174,31 @@ class Report {
                 {""}}};
 };
 
+/// The precisions to tabulate; none if rows are to be compared with the reference.
+std::vector<Precision> quantised_precisions(const CheckFlags& flags) {
+  std::vector<Precision> precisions;
+  for (const std::string& name : flags.precision) precisions.push_back(to_precision(name));
+  const auto exact = std::find(precisions.begin(), precisions.end(), Precision::exact);
+  if (exact != precisions.end()) {
+    if (precisions.size() > 1) fail("--precision: exact, expected it alone");
+    precisions.clear();
+  }
+  return precisions;
+}
+
 int check(const CheckFlags& flags) {
+  const std::vector<Precision> precisions = quantised_precisions(flags);
+  if (!precisions.empty()) {
+    if (!flags.d_out.empty()) fail("--dout {}: expected no --precision with it", flags.d_out);
+    return check_accuracy({precisions, flags.scheme, flags.activations}, flags.files,
+                          flags.features, flags.shape, flags.place);
+  }
+  const std::string piece = flags.scheme.first_given();
+  if (!piece.empty()) fail("{}: expected --precision sage8 or sage4 with it", piece);
+  if (!flags.activations.empty()) {
+    fail("--activations {}: expected --precision sage8 or sage4 with it",
+         flags.activations.front());
+  }
   const Device device = to_device(flags.place.device);
   if (flags.forward_only && !flags.d_out.empty()) {
     fail("--dout {}: expected no --forward-only with it", flags.d_out);
@@ -201,6 +230,21 @@ void add_check_command(CLI::App& app, int& exit_code) {
       ->type_name("FILE")
       ->group("Tensors: FILE.npy or FILE.safetensors:NAME");
   command->add_flag("--forward-only", flags->forward_only, "Leave the backward pass out");
+  const std::string accuracy = "Accuracy of quantised attention";
+  command
+      ->add_option("--precision", flags->precision,
+                   "Print how far sage8 or sage4 (or both: sage8,sage4) is from exact attention")
+      ->delimiter(',')
+      ->check(one_of({"exact", "sage8", "sage4"}))
+      ->type_name("LIST")
+      ->group(accuracy);
+  command
+      ->add_option(
+          "--activations", flags->activations,
+          "More data: FILE.safetensors with tensors NAME.q, NAME.k and NAME.v, or NAME.q.npy")
+      ->type_name("FILE ...")
+      ->group(accuracy);
+  add_scheme_flags(*command, flags->scheme);
   command->footer(
       "A result passes if max|out − ref| ≤ 2·max|naive − ref| + ε, where ref is the reference in\n"
       "f64 on the rounded inputs, naive is unfused attention in the tested dtype, and ε is what\n"
@@ -208,8 +252,14 @@ void add_check_command(CLI::App& app, int& exit_code) {
       "GPU's\n"
       "gradients only with --deterministic).\n"
       "Without files or a shape, each line is a pass's worst result. Exit code 1 on a failure.\n"
+      "With --precision nothing passes or fails: each line is one set of data (normal, uniform,\n"
+      "channel outliers, channel biases; B 1, 2 heads, S 256, D 64, f16 unless flags say "
+      "otherwise)\n"
+      "in one scheme: the default one, and those that differ from it in one piece; or, if a piece\n"
+      "is named, that scheme alone.\n"
       "Examples:\n"
       "  tessera check\n"
+      "  tessera check --precision sage8,sage4 --activations a.safetensors --causal\n"
       "  tessera check --q a.safetensors:q --k a.safetensors:k --v a.safetensors:v --causal\n"
       "  tessera check --heads 8 --heads-kv 2 --seq 300 --head-dim 96 --with bias,sink --dtype "
       "f16");

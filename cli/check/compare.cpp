@@ -19,7 +19,7 @@ Results run_once(const AttentionCase& c, PlannedCase& planned) {
 }
 
 Results run_exact(const AttentionCase& attention_case, Executor* executor) {
-  const AttentionCase c = attention_case.in_f64();
+  const AttentionCase c = attention_case.converted(DType::f64);
   PlannedCase planned(c, plan_options(c, all_gradients(c), "reference", executor), {});
   return run_once(c, planned);
 }
@@ -38,31 +38,37 @@ std::string reason_of(const std::string& message, const std::string& row) {
 
 }  // namespace
 
-Difference difference(const HostTensor& out, const HostTensor& reference) {
-  Difference d;
-  double dot = 0, out_squares = 0, reference_squares = 0, l1 = 0, reference_l1 = 0, squares = 0;
-  for (std::int64_t i = 0; i < out.elements(); ++i) {
-    const double x = out.at(i);
-    const double y = reference.at(i);
-    if (x == y && std::isinf(x)) continue;
-    if (!std::isfinite(x) || !std::isfinite(y)) {
-      d.max_abs = std::numeric_limits<double>::infinity();
-      continue;
-    }
-    const double error = std::abs(x - y);
-    d.max_abs = std::max(d.max_abs, error);
-    dot += x * y;
-    out_squares += x * x;
-    reference_squares += y * y;
-    l1 += error;
-    reference_l1 += std::abs(y);
-    squares += error * error;
+void DifferenceSum::add(double out, double reference) {
+  ++count_;
+  if (out == reference && std::isinf(out)) return;
+  if (!std::isfinite(out) || !std::isfinite(reference)) {
+    max_abs_ = std::numeric_limits<double>::infinity();
+    return;
   }
-  const double norms = std::sqrt(out_squares) * std::sqrt(reference_squares);
-  d.cosine = norms > 0 ? dot / norms : out_squares == reference_squares ? 1 : 0;
-  d.relative_l1 = l1 == 0 ? 0 : l1 / reference_l1;
-  if (out.elements() > 0) d.rmse = std::sqrt(squares / static_cast<double>(out.elements()));
+  const double error = std::abs(out - reference);
+  max_abs_ = std::max(max_abs_, error);
+  dot_ += out * reference;
+  out_squares_ += out * out;
+  reference_squares_ += reference * reference;
+  l1_ += error;
+  reference_l1_ += std::abs(reference);
+  squares_ += error * error;
+}
+
+Difference DifferenceSum::get() const {
+  Difference d;
+  d.max_abs = max_abs_;
+  const double norms = std::sqrt(out_squares_) * std::sqrt(reference_squares_);
+  d.cosine = norms > 0 ? dot_ / norms : out_squares_ == reference_squares_ ? 1 : 0;
+  d.relative_l1 = l1_ == 0 ? 0 : l1_ / reference_l1_;
+  if (count_ > 0) d.rmse = std::sqrt(squares_ / static_cast<double>(count_));
   return d;
+}
+
+Difference difference(const HostTensor& out, const HostTensor& reference) {
+  DifferenceSum sum;
+  for (std::int64_t i = 0; i < out.elements(); ++i) sum.add(out.at(i), reference.at(i));
+  return sum.get();
 }
 
 double TensorCheck::severity() const {

@@ -1,6 +1,7 @@
 // How far a row of the table is from the reference.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -18,6 +19,18 @@ struct Difference {
   double rmse = 0;
 };
 Difference difference(const HostTensor& out, const HostTensor& reference);
+
+/// The same, one pair of elements after the other.
+class DifferenceSum {
+ public:
+  void add(double out, double reference);
+  Difference get() const;
+
+ private:
+  double max_abs_ = 0, dot_ = 0, out_squares_ = 0, reference_squares_ = 0;
+  double l1_ = 0, reference_l1_ = 0, squares_ = 0;
+  std::int64_t count_ = 0;
+};
 
 /// One result of one row.
 struct TensorCheck {

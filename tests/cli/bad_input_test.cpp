@@ -111,9 +111,9 @@ class BadInput : public testing::Test {
 };
 
 TEST_F(BadInput, CommandLines) {
-  expect_refused({}, "no command: expected info, run, check, bench, explain");
-  expect_refused({"walk"}, "walk: expected info, run, check, bench, explain");
-  expect_refused({"--fast"}, "--fast: expected info, run, check, bench, explain");
+  expect_refused({}, "no command: expected info, run, check, bench, explain, calibrate");
+  expect_refused({"walk"}, "walk: expected info, run, check, bench, explain, calibrate");
+  expect_refused({"--fast"}, "--fast: expected info, run, check, bench, explain, calibrate");
   expect_refused({"info", "--fast"}, "--fast: expected a flag of info, see tessera info --help");
   expect_run_refused({"--fast"}, "--fast: expected a flag of run, see tessera run --help");
   expect_run_refused({"--causal", "top-left"},
@@ -195,6 +195,34 @@ TEST_F(BadInput, PackedSequences) {
       {"--cu-seqlens-q", "F/cu.npy", "--cu-seqlens-k", "F/cu7.npy", "--layout", "bshd"},
       "--layout: bshd, expected none with --cu-seqlens-q: packed tensors are "
       "[T, H, D]");
+}
+
+TEST_F(BadInput, Precisions) {
+  expect_run_refused({"--precision", "sage2"},
+                     "--precision: sage2, expected exact|sage8|sage4|adaptive");
+  expect_run_refused({"--pv", "half"}, "--pv half: expected --precision sage8 or sage4 with it");
+  expect_run_refused({"--precision", "adaptive"},
+                     "--plan: absent, expected a plan of tessera calibrate");
+  expect_run_refused({"--precision", "adaptive", "--plan", "F/text.npy"},
+                     "--layer: absent, expected a layer of the plan");
+  expect_run_refused({"--precision", "adaptive", "--plan", "F/text.npy", "--layer", "0"},
+                     "--plan F/text.npy: adaptive plan: not a JSON object, expected a plan of "
+                     "tessera calibrate");
+  expect_run_refused({"--layer", "0"}, "--layer 0: expected --precision adaptive with it");
+  expect_refused({"check", "--precision", "exact,sage8"}, "--precision: exact, expected it alone");
+  expect_refused({"check", "--smooth-k", "off"},
+                 "--smooth-k off: expected --precision sage8 or sage4 with it");
+  expect_refused({"check", "--activations", "F/one.safetensors"},
+                 "--activations F/one.safetensors: expected --precision sage8 or sage4 with it");
+  expect_refused({"check", "--precision", "sage8", "--dout", "F/q.npy"},
+                 "--dout F/q.npy: expected no --precision with it");
+  expect_refused({"check", "--precision", "sage8", "--dtype", "f64"},
+                 "--dtype: f64, expected f32, f16 or bf16 with --precision");
+  expect_refused({"check", "--precision", "sage8", "--activations", "F/one.safetensors"},
+                 "--activations F/one.safetensors: no samples, expected tensors NAME.q, NAME.k and "
+                 "NAME.v");
+  expect_refused({"check", "--precision", "sage8", "--activations", "F/q"},
+                 "--activations F/q: expected FILE.safetensors or NAME.q.npy");
 }
 
 TEST_F(BadInput, BlockMasks) {

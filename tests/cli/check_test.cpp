@@ -62,7 +62,7 @@ class Naive : public testing::TestWithParam<DType> {};
 TEST_P(Naive, IsCloseToTheReferenceOnTheDefaultSuite) {
   for (const SuiteCase& s : default_suite(GetParam())) {
     const AttentionCase c = generate_case(s.shape, s.attention, 0, 0, true);
-    const AttentionCase wide = c.in_f64();
+    const AttentionCase wide = c.converted(DType::f64);
     const Wanted wanted = all_gradients(c);
     PlannedCase planned(wide, plan_options(wide, wanted, "reference", nullptr), {});
     Results exact = allocate_results(wide, wanted);

@@ -5,7 +5,7 @@ tessera=$1
 document=$2/docs/cli.md
 
 flags() { grep -oE -e '--[a-z][a-z-]*' | grep -vx -e --help | sort -u; }
-shown=$(for command in "" info run check explain bench; do "$tessera" $command --help; done | flags)
+shown=$(for command in "" info run check explain bench calibrate; do "$tessera" $command --help; done | flags)
 named=$(flags <"$document")
 
 status=0

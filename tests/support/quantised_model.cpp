@@ -24,17 +24,18 @@ constexpr std::int64_t kShortSteps = 4;   // in so many instructions
 struct WeightFormat {
   double least_normal;  ///< Below it numbers lie `step` apart.
   double step;
+  double significand;  ///< What rounding changes above, relative.
   double (*round)(double);
 
   static WeightFormat of(PvFormat pv, DType dtype) {
     if (pv == PvFormat::fp8) {
-      return {0x1p-6, 0x1p-9,
+      return {0x1p-6, 0x1p-9, 0x1p-4,
               [](double y) -> double { return quant::round_to_e4m3(static_cast<float>(y)); }};
     }
     if (dtype == DType::f16) {
-      return {0x1p-14, 0x1p-24, [](double y) { return rounded(y, DType::f16); }};
+      return {0x1p-14, 0x1p-24, 0x1p-11, [](double y) { return rounded(y, DType::f16); }};
     }
-    return {0x1p-126, 0x1p-133, [](double y) { return rounded(y, DType::bf16); }};
+    return {0x1p-126, 0x1p-133, 0x1p-8, [](double y) { return rounded(y, DType::bf16); }};
   }
 
   /// How far from round(y) another row's weight may be. Its y differs by `error`, relative; and if
@@ -46,9 +47,10 @@ struct WeightFormat {
     if (y * (1 - error) >= least_normal * shift) {
       return std::max(round(y * (1 + error)) - p, p - round(y * (1 - error)));
     }
-    const double half_step = step / 2 * shift;
-    const double low = std::max(0.0, y - half_step);
-    const double high = std::min(2 * y, y + half_step);
+    // Half a step, after the significand has been rounded, which may come first.
+    const double rounding = step / 2 * shift + y * significand;
+    const double low = std::max(0.0, y - rounding);
+    const double high = std::min(2 * (1 + significand) * y, y + rounding);
     return std::max(p - low, high - p) + y * error;
   }
 };

@@ -8,7 +8,7 @@
 //     where the weight lies so close to the middle between two numbers that it may become either.
 //     Those weights are counted, with the step between the two: Δ.
 //   - weights among the format's denormals depend on how far the running maximum had come. They may
-//     be anything within half a denormal step: Δ, too.
+//     be anything within half a denormal step, after a rounding of the significand: Δ, too.
 //   - the sums: u · (√n + 8) of the terms' spread. Tensor cores that multiply 8-bit operands align
 //     the 32 products of an instruction and the sum so far to the largest and keep 13 bits behind
 //     its leading one; a GPU's row may lose what they cut off in sums of 128 keys, both from P v and

@@ -1,4 +1,4 @@
-#include "bench/gnuplot.hpp"
+#include "gnuplot.hpp"
 
 #include <fcntl.h>
 #include <spawn.h>
@@ -10,13 +10,15 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <span>
 #include <system_error>
 
 #include "error.hpp"
+#include "io/file.hpp"
 
 extern char** environ;
 
-namespace tessera::cli::bench {
+namespace tessera::cli {
 namespace {
 
 namespace fs = std::filesystem;
@@ -92,4 +94,33 @@ bool run_gnuplot(const std::string& script, const TemporaryFolder& folder) {
   return true;
 }
 
-}  // namespace tessera::cli::bench
+std::string plot_string(const std::string& text) {
+  std::string result = "'";
+  for (char c : text) result += c == '\'' ? std::string("''") : std::string(1, c);
+  return result + "'";
+}
+
+bool is_svg(const std::string& output) { return fs::path(output).extension() == ".svg"; }
+
+std::string plot_terminal(const std::string& output) {
+  return is_svg(output) ? "svg size 960,640 noenhanced font 'Helvetica,16' background 'white'"
+                        : "pngcairo size 1440,960 noenhanced font 'Helvetica,20'";
+}
+
+void check_plot(const std::string& prefix, const std::string& path) {
+  const fs::path folder = fs::path(prefix).parent_path();
+  std::error_code error;
+  if (!folder.empty()) fs::create_directories(folder, error);
+  if (error) fail("--plot: {}, expected a prefix in a folder that can be made", prefix);
+  const OutputFile writable("--plot", path);
+}
+
+void keep_plot(const std::string& drawn, const std::string& path) {
+  const MappedFile bytes(drawn);
+  OutputFile file("--plot", path);
+  const std::array<std::span<const std::byte>, 1> pieces{bytes.bytes()};
+  file.write(pieces);
+  file.commit();
+}
+
+}  // namespace tessera::cli

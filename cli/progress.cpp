@@ -1,4 +1,4 @@
-#include "bench/progress.hpp"
+#include "progress.hpp"
 
 #include <fmt/core.h>
 #include <sys/ioctl.h>
@@ -7,7 +7,7 @@
 #include <algorithm>
 #include <cstdio>
 
-namespace tessera::cli::bench {
+namespace tessera::cli {
 namespace {
 
 constexpr int kBarWidth = 24;
@@ -42,4 +42,4 @@ void ProgressBar::erase() {
   std::fflush(stderr);
 }
 
-}  // namespace tessera::cli::bench
+}  // namespace tessera::cli

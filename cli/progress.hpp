@@ -3,7 +3,7 @@
 
 #include <string>
 
-namespace tessera::cli::bench {
+namespace tessera::cli {
 
 /// One line on standard error that is drawn over as work goes on, and erased on destruction.
 /// Nothing at all where standard error is not a terminal.
@@ -25,4 +25,4 @@ class ProgressBar {
   int begun_ = 0;
 };
 
-}  // namespace tessera::cli::bench
+}  // namespace tessera::cli
