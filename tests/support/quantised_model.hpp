@@ -11,8 +11,8 @@
 //     be anything within half a denormal step, after a rounding of the significand: Δ, too.
 //   - the sums: u · (√n + 8) of the terms' spread. Tensor cores that multiply 8-bit operands align
 //     the 32 products of an instruction and the sum so far to the largest and keep 13 bits behind
-//     its leading one; a GPU's row may lose what they cut off in sums of 128 keys, both from P v and
-//     from P. Nothing in rows of one key.
+//     its leading one; a GPU's row may lose what they cut off in sums of 128 keys, both from P v
+//     and from P. Nothing in rows of one key.
 //   - the result's own rounding to its dtype.
 // Each element has its own tolerance. With S = Σ P:
 //   |Δo| ≤ Σ Δ_j |z_j v_j − o| / (S − Σ Δ)  +  the sums' part  +  u(dtype) |o as computed|
