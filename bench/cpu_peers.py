@@ -75,14 +75,13 @@ def in_turns(contenders, budget):
     return {name: statistics.median(times) for name, times in samples.items()}
 
 
-def measure(cell, options, library):
+def measure(cell, options):
     """Lines of one problem, one for each pass."""
     shape = (1, cell["heads"], cell["seq"], cell["head_dim"])
     dtype = peers.DTYPES[cell["dtype"]]
     tensors = [torch.randn(shape, dtype=dtype) for _ in range(4)]
     backward = "backward" in options.passes
     plan = tessera_c.Plan(
-        library,
         *tensors[:3],
         tensors[3] if backward else None,
         cell["causal"],
@@ -153,7 +152,7 @@ def parse_options():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--library", default="build/release/src/libtessera.so")
+    parser.add_argument("--library", help="libtessera.so, instead of the package's own")
     parser.add_argument("--dtype", type=texts, default=["f32", "bf16"])
     parser.add_argument("--heads", type=int, default=16)
     parser.add_argument("--head-dim", type=sizes, default=[64, 128])
@@ -167,10 +166,10 @@ def parse_options():
 
 def main():
     options = parse_options()
-    library = tessera_c.Library(options.library)
+    tessera = tessera_c.load(options.library)
     torch.set_num_threads(options.threads)
     torch.manual_seed(1)
-    print(f"tessera {library.version()}, torch {torch.__version__}, {options.threads} threads")
+    print(f"tessera {tessera.version()}, torch {torch.__version__}, {options.threads} threads")
     lines = []
     for dtype in options.dtype:
         for head_dim in options.head_dim:
@@ -179,7 +178,7 @@ def main():
                     cell = dict(
                         dtype=dtype, heads=options.heads, head_dim=head_dim, seq=seq, causal=causal
                     )
-                    for line in measure(cell, options, library):
+                    for line in measure(cell, options):
                         print("  ".join(f"{k} {v}" for k, v in line.items()), flush=True)
                         lines.append(line)
     print(peers.markdown_table(lines))

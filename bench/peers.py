@@ -2,14 +2,15 @@
 """Times Tessera beside PyTorch's attention on a GPU, in one process and on the same tensors.
 
 The peers are the backends of torch.nn.functional.scaled_dot_product_attention: flash
-(FlashAttention-2), cudnn, efficient (xFormers' memory-efficient attention) and math (unfused); for
-block masks, flex: compiled FlexAttention. All take turns; each run is timed by events after the L2
+(FlashAttention-2), cudnn, efficient (xFormers' memory-efficient attention) and math (unfused), and flex, compiled FlexAttention; for block masks
+flex alone, for packed sequences varlen, torch.nn.attention.varlen. All take turns; each run is timed by events after the L2
 cache was written over, and while the device still waits, so that what the host needs for a launch
 is not timed. Times are medians.
 
   bench/peers.py --library build/release/src/libtessera.so
   bench/peers.py --suite decode --dtype f16 --output bench/results
   bench/peers.py --suite sparse --head-dim 128
+  bench/peers.py --suite varlen
 """
 
 import argparse
@@ -37,6 +38,7 @@ BACKENDS = {
     "math": SDPBackend.MATH,
 }
 FLEX = "flex"
+VARLEN = "varlen"
 BLOCK = 128
 PATTERNS = ("dense", "butterfly", "local_global", "random4", "random16")
 MATH_LIMIT = 8 << 30  # bytes of scores in f32 beyond which the unfused computation is left out
@@ -70,6 +72,22 @@ def suite_cells(options):
             for seq in options.seq or [16384]
             for pattern in PATTERNS
         ]
+    if options.suite == "varlen":
+        return [
+            dict(
+                batch=len(lengths),
+                heads=WIDTH // head_dim,
+                heads_kv=WIDTH // head_dim,
+                seq_q=max(lengths),
+                seq_kv=max(lengths),
+                head_dim=head_dim,
+                causal=causal,
+                lengths=lengths,
+            )
+            for head_dim in options.head_dim or [64, 128]
+            for causal in (False, True)
+            for lengths in (packed_lengths(seq) for seq in options.seq or [1024, 4096])
+        ]
     return [
         dict(
             batch=TOKENS // seq,
@@ -84,6 +102,16 @@ def suite_cells(options):
         for causal in (False, True)
         for seq in options.seq or [512, 1024, 2048, 4096, 8192, 16384]
     ]
+
+
+def packed_lengths(longest):
+    """Lengths of sequences, drawn from 1 to `longest`, that fill TOKENS."""
+    generator = torch.Generator().manual_seed(1)
+    lengths = []
+    while (room := TOKENS - sum(lengths)) > 0:
+        drawn = torch.randint(1, longest + 1, (1,), generator=generator).item()
+        lengths.append(min(drawn, room))
+    return lengths
 
 
 def pattern_blocks(pattern, seq):
@@ -153,9 +181,12 @@ def ceilings(dtype, stopwatch):
 
 
 def make_tensors(cell, dtype, layout):
-    """q, k, v and d_o as [B, H, S, D]; in memory as `layout` says."""
+    """q, k, v and d_o as [B, H, S, D], in memory as `layout` says; packed ones as [T, H, D]."""
 
     def make(heads, seq):
+        if "lengths" in cell:
+            shape = (sum(cell["lengths"]), heads, cell["head_dim"])
+            return torch.randn(shape, device="cuda", dtype=dtype)
         if layout == "bhsd":
             return torch.randn(
                 cell["batch"], heads, seq, cell["head_dim"], device="cuda", dtype=dtype
@@ -183,6 +214,10 @@ def scaled_dot_product(name, cell):
 def flexible(cell, blocks):
     """Compiled FlexAttention over full blocks: a function of q, k and v."""
     mask = None
+    if cell["causal"]:
+        mask = flex_attention.create_block_mask(
+            lambda b, h, i, j: j <= i, None, None, cell["seq_q"], cell["seq_kv"], device="cuda"
+        )
     if blocks is not None:
         listed = blocks.to("cuda", torch.int32)
         counts = listed.sum(dim=-1, dtype=torch.int32)[None, None]
@@ -196,11 +231,35 @@ def flexible(cell, blocks):
     return lambda q, k, v: compiled(q, k, v, block_mask=mask, enable_gqa=grouped)
 
 
+def starts_of(cell):
+    """cu_seqlens of a packed problem; None of another."""
+    if "lengths" not in cell:
+        return None
+    starts = torch.tensor([0, *cell["lengths"]], device="cuda").cumsum(0)
+    return starts.to(torch.int32)
+
+
+def packed(cell):
+    """PyTorch's attention on packed sequences: a function of q, k and v."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    starts, longest = starts_of(cell), cell["seq_q"]
+    window = (-1, 0) if cell["causal"] else (-1, -1)
+    return lambda q, k, v: varlen_attn(
+        q, k, v, starts, starts, longest, longest, window_size=window
+    )
+
+
 class Peer:
     """One backend of PyTorch's on one problem, its forward pass run once."""
 
     def __init__(self, name, cell, tensors, blocks, backward):
-        self._attention = flexible(cell, blocks) if name == FLEX else scaled_dot_product(name, cell)
+        if name == VARLEN:
+            self._attention = packed(cell)
+        elif name == FLEX:
+            self._attention = flexible(cell, blocks)
+        else:
+            self._attention = scaled_dot_product(name, cell)
         q, k, v, self._d_o = tensors
         self._inputs = [t.detach().requires_grad_(backward) for t in (q, k, v)]
         before = torch.cuda.memory_allocated()
@@ -242,6 +301,9 @@ def make_peers(names, cell, tensors, blocks, backward):
         if blocks is not None and name != FLEX:
             missing[name] = "no block masks"
             continue
+        if ("lengths" in cell) != (name == VARLEN):
+            missing[name] = "for packed sequences alone" if name == VARLEN else "not packed"
+            continue
         try:
             peers[name] = Peer(name, cell, tensors, blocks, backward)
         except (RuntimeError, torch.OutOfMemoryError) as error:
@@ -266,7 +328,19 @@ def disagreement(plan, peers, backward):
     return max(errors)
 
 
-def measure_cell(cell, options, library, stopwatch):
+def work_of(cell, density, backward):
+    """Operations of a problem, of listed blocks."""
+    causal = cell["causal"]
+    if "lengths" in cell:
+        return sum(
+            tessera_c.flops(1, cell["heads"], n, n, cell["head_dim"], causal, backward)
+            for n in cell["lengths"]
+        )
+    sizes = (cell[name] for name in ("batch", "heads", "seq_q", "seq_kv", "head_dim"))
+    return density * tessera_c.flops(*sizes, causal, backward)
+
+
+def measure_cell(cell, options, tessera, stopwatch):
     """Records of one problem, one for each pass."""
     dtype = DTYPES[options.dtype]
     backward = "backward" in options.passes
@@ -275,15 +349,17 @@ def measure_cell(cell, options, library, stopwatch):
     blocks = pattern_blocks(cell.get("pattern", "dense"), cell["seq_q"])
     block_mask = None
     if blocks is not None:
-        block_mask = tessera_c.BlockMask(library, blocks, BLOCK, cell["seq_q"], cell["seq_kv"])
+        block_mask = tessera.BlockMask.from_blocks(
+            blocks, cell["seq_q"], cell["seq_kv"], block_q=BLOCK, block_kv=BLOCK
+        ).to("cuda")
     plan = tessera_c.Plan(
-        library,
         q,
         k,
         v,
         d_o if backward else None,
         causal=cell["causal"],
         block_mask=block_mask,
+        cu_seqlens=starts_of(cell),
         implementation=options.implementation,
     )
     plan.forward()
@@ -300,15 +376,7 @@ def measure_cell(cell, options, library, stopwatch):
         contenders = {"tessera": getattr(plan, name)}
         contenders |= {peer: getattr(made, name) for peer, made in peers.items()}
         times = in_turns(contenders, stopwatch, options.budget)
-        work = density * tessera_c.flops(
-            cell["batch"],
-            cell["heads"],
-            cell["seq_q"],
-            cell["seq_kv"],
-            cell["head_dim"],
-            cell["causal"],
-            name == "backward",
-        )
+        work = work_of(cell, density, name == "backward")
         extra = {peer: made.extra[name] for peer, made in peers.items()}
         extra["tessera"] = plan.workspace_bytes[index]
         ms = {contender: statistics.median(t) for contender, t in times.items()}
@@ -398,7 +466,7 @@ def summary(records, options):
     return lines
 
 
-def describe_machine(options, library):
+def describe_machine(options, tessera):
     def output_of(*command):
         try:
             run = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -414,7 +482,7 @@ def describe_machine(options, library):
         chip=torch.cuda.get_device_name(0),
         driver=driver.splitlines()[0] if driver else "unknown",
         commit=commit or "unknown",
-        tessera=library.version(),
+        tessera=tessera.version(),
         torch=torch.__version__,
         cuda=torch.version.cuda,
         cudnn=torch.backends.cudnn.version(),
@@ -452,8 +520,8 @@ def parse_options(arguments):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--library", default="build/release/src/libtessera.so")
-    parser.add_argument("--suite", default="peers", choices=["peers", "decode", "sparse"])
+    parser.add_argument("--library", help="libtessera.so, instead of the package's own")
+    parser.add_argument("--suite", default="peers", choices=["peers", "decode", "sparse", "varlen"])
     parser.add_argument("--dtype", default="bf16", choices=list(DTYPES))
     parser.add_argument(
         "--passes",
@@ -462,8 +530,8 @@ def parse_options(arguments):
     )
     parser.add_argument(
         "--backends",
-        type=names([*BACKENDS, FLEX]),
-        help=f"default {','.join(BACKENDS)}; sparse: {FLEX}",
+        type=names([*BACKENDS, FLEX, VARLEN]),
+        help=f"default {','.join(BACKENDS)},{FLEX}; sparse: {FLEX}; varlen: {VARLEN}",
     )
     parser.add_argument("--implementation", default="", help="force this row of Tessera's table")
     parser.add_argument("--head-dim", type=sizes, help="instead of the suite's")
@@ -476,14 +544,15 @@ def parse_options(arguments):
     if options.passes is None:
         options.passes = ["forward"] if options.suite == "decode" else ["forward", "backward"]
     if options.backends is None:
-        options.backends = [FLEX] if options.suite == "sparse" else list(BACKENDS)
+        alone = {"sparse": [FLEX], "varlen": [VARLEN], "decode": list(BACKENDS)}
+        options.backends = alone.get(options.suite, [*BACKENDS, FLEX])
     return options
 
 
 def main(arguments):
     options = parse_options(arguments)
-    library = tessera_c.Library(options.library)
-    machine = describe_machine(options, library)
+    tessera = tessera_c.load(options.library)
+    machine = describe_machine(options, tessera)
     heading = ", ".join(f"{key} {value}" for key, value in machine.items())
     print(heading)
     torch.manual_seed(1)
@@ -495,8 +564,8 @@ def main(arguments):
         for cell in suite_cells(options):
             torch.cuda.empty_cache()
             try:
-                measured = measure_cell(cell, options, library, stopwatch)
-            except tessera_c.Error as error:
+                measured = measure_cell(cell, options, tessera, stopwatch)
+            except (ValueError, NotImplementedError) as error:
                 print(f"left out: {cell}: {error}")
                 continue
             for record in measured:

@@ -7,7 +7,8 @@ cd "$(dirname "$0")/.."
 env=${TESSERA_PYTHON_ENV:-build/python-env}
 [ -x "$env/bin/python" ] || python3 -m venv "$env"
 pip=("$env/bin/python" -m pip install -q --disable-pip-version-check)
-"${pip[@]}" 'torch>=2.10' 'transformers>=5.0' 'pytest>=8' 'numpy>=1.24' \
+"${pip[@]}" 'torch>=2.10' 'transformers>=5.0' 'matplotlib>=3.7' 'tqdm>=4.60' 'pytest>=8' \
+  'numpy>=1.24' \
   'scikit-build-core>=0.11' 'cmake>=3.22' ninja
 
 export SKBUILD_BUILD_DIR=build/python

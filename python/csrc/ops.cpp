@@ -39,6 +39,8 @@ struct Arguments {
   double dropout_p;
   int64_t precision;
   bool deterministic;
+  std::optional<std::string> plan;
+  int64_t layer;
 };
 
 /// The arrays of a block mask lie one after another in one tensor, widest elements first.
@@ -119,6 +121,8 @@ class Call {
     attention_.dropout_p = a.dropout_p;
     attention_.precision = static_cast<int32_t>(a.precision);
     attention_.deterministic = a.deterministic;
+    if (a.plan) attention_.adaptive_plan = find_adaptive_plan(*a.plan);
+    attention_.layer = a.layer;
 
     inputs_.struct_size = sizeof inputs_;
     inputs_.q = &q_;
@@ -305,7 +309,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Tensor& d_o,
   "Tensor? cu_seqlens_q=None, Tensor? cu_seqlens_k=None, Tensor? block_mask=None, "        \
   "int[] block_mask_shape=[], Tensor? seed=None, bool causal=False, bool top_left=False, " \
   "int window_left=-1, int window_right=-1, float? scale=None, float softcap=0.0, "        \
-  "float dropout_p=0.0, int precision=0, bool deterministic=False"
+  "float dropout_p=0.0, int precision=0, bool deterministic=False, str? plan=None, "       \
+  "int layer=0"
 
 #define TESSERA_PARAMETERS                                                                      \
   Tensor q, Tensor k, Tensor v, OptionalTensor bias, OptionalTensor mask, OptionalTensor alibi, \
@@ -313,13 +318,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Tensor& d_o,
       OptionalTensor cu_seqlens_q, OptionalTensor cu_seqlens_k, OptionalTensor block_mask,      \
       std::vector<int64_t> block_mask_shape, OptionalTensor seed, bool causal, bool top_left,   \
       int64_t window_left, int64_t window_right, std::optional<double> scale, double softcap,   \
-      double dropout_p, int64_t precision, bool deterministic
+      double dropout_p, int64_t precision, bool deterministic, std::optional<std::string> plan, \
+      int64_t layer
 
 #define TESSERA_ARGUMENTS                                                                       \
   Arguments {                                                                                   \
     q, k, v, bias, mask, alibi, sinks, q_lens, kv_lens, cu_seqlens_q, cu_seqlens_k, block_mask, \
         block_mask_shape, seed, causal, top_left, window_left, window_right, scale, softcap,    \
-        dropout_p, precision, deterministic                                                     \
+        dropout_p, precision, deterministic, plan, layer                                        \
   }
 
 std::tuple<Tensor, Tensor> attention(TESSERA_PARAMETERS) { return forward(TESSERA_ARGUMENTS); }

@@ -2,8 +2,10 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <mutex>
 #include <string_view>
+#include <system_error>
 #include <unordered_map>
 
 #include "tensors.hpp"
@@ -99,6 +101,25 @@ std::shared_ptr<const PlannedPass> find_plan(const tessera_attention& attention,
   if (plans.size() >= kMostPlans) plans.clear();
   plans.emplace(std::move(key), made);
   return made;
+}
+
+const tessera_adaptive_plan* find_adaptive_plan(const std::string& path) {
+  struct Kept {
+    std::filesystem::file_time_type written;
+    const tessera_adaptive_plan* plan;
+  };
+  static std::mutex mutex;
+  static auto& kept = *new std::unordered_map<std::string, Kept>;
+  std::error_code missing;  // which loading reports
+  const auto written = std::filesystem::last_write_time(path, missing);
+  const std::lock_guard lock(mutex);
+  if (const auto found = kept.find(path); found != kept.end() && found->second.written == written) {
+    return found->second.plan;
+  }
+  tessera_adaptive_plan* plan = nullptr;
+  check(tessera_adaptive_plan_load(path.c_str(), nullptr, &plan));
+  kept.insert_or_assign(path, Kept{written, plan});
+  return plan;
 }
 
 }  // namespace tessera_torch

@@ -34,4 +34,8 @@ std::shared_ptr<const PlannedPass> find_plan(const tessera_attention& attention,
                                              const tessera_inputs& inputs,
                                              const tessera_plan_options& options);
 
+/// The adaptive plan in a file: a kept one, or a new one if the file is new or has changed. It is
+/// never destroyed, so that its address can stand for it in the key of a kept plan.
+const tessera_adaptive_plan* find_adaptive_plan(const std::string& path);
+
 }  // namespace tessera_torch

@@ -4,7 +4,7 @@ PyTorch tensors go through operators with autograd (`torch.ops.tessera`), NumPy 
 offers DLPack through the C interface. PyTorch is used if it is installed; nothing here needs it.
 """
 
-from ._attention import attention, attention_varlen
+from ._attention import attention, attention_backward, attention_varlen
 from ._block_mask import BlockMask
 from ._explain import explain
 from ._library import devices, implementations, version
@@ -13,6 +13,7 @@ __version__ = version()
 __all__ = [
     "BlockMask",
     "attention",
+    "attention_backward",
     "attention_varlen",
     "devices",
     "explain",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Literal, NamedTuple
 
 from . import _library
@@ -22,6 +23,8 @@ class Settings(NamedTuple):
     dropout_p: float
     precision: int
     deterministic: bool
+    plan: str | None
+    layer: int
 
 
 def _choice(name: str, value: str, choices: dict[str, int]) -> int:
@@ -39,16 +42,20 @@ def read_settings(
     dropout_p: float,
     scale: float | None,
     precision: str,
-    plan: object,
+    plan: str | os.PathLike | None,
     layer: int | None,
     deterministic: bool,
 ) -> Settings:
     """Turns names into the C interface's numbers. Values are checked there.
 
     Raises:
-        ValueError: a name is unknown, or a plan file or layer is given without adaptive precision.
+        ValueError: a name is unknown, or a plan file and layer do not come with adaptive precision
+            or adaptive precision without them.
     """
-    if (plan is not None or layer is not None) and precision != "adaptive":
+    if precision == "adaptive":
+        if plan is None or layer is None:
+            raise ValueError("plan, layer: absent, expected both with precision 'adaptive'")
+    elif plan is not None or layer is not None:
         raise ValueError(f"plan, layer: given with precision {precision!r}, expected 'adaptive'")
     return Settings(
         bool(causal),
@@ -59,6 +66,8 @@ def read_settings(
         dropout_p,
         _choice("precision", precision, _library.PRECISIONS),
         bool(deterministic),
+        None if plan is None else os.fspath(plan),
+        0 if layer is None else layer,
     )
 
 

@@ -57,7 +57,8 @@ class View:
 
     def __init__(self, name: str, array: Any) -> None:
         self._name = name
-        self._owner = array
+        self.owner = array
+        self._kept = array
         if isinstance(array, np.ndarray):
             kind = self._kind(array.dtype.name)
             strides = self._in_elements(array.strides, array.itemsize)
@@ -87,8 +88,8 @@ class View:
         device_type, _ = array.__dlpack_device__()
         on_gpu = device_type in (_DL_CUDA, _DL_CUDA_MANAGED)
         # Unversioned capsules: their layout is the DLTensor alone, and every producer has them.
-        self._owner = array.__dlpack__(stream=_LEGACY_STREAM) if on_gpu else array.__dlpack__()
-        tensor = _DLTensor.from_address(_capsule(self._owner, b"dltensor"))
+        self._kept = array.__dlpack__(stream=_LEGACY_STREAM) if on_gpu else array.__dlpack__()
+        tensor = _DLTensor.from_address(_capsule(self._kept, b"dltensor"))
         if device_type not in (_DL_CPU, _DL_CUDA, _DL_CUDA_HOST, _DL_CUDA_MANAGED):
             raise ValueError(f"{self._name}: DLPack device {device_type}, expected the CPU or CUDA")
         dtype = _DL_KINDS.get((tensor.code, tensor.bits))

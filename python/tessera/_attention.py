@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from . import _array_attention
@@ -50,7 +51,7 @@ def attention(
     dropout_p: float = 0.0,
     scale: float | None = None,
     precision: Precision = "exact",
-    plan: str | None = None,
+    plan: str | os.PathLike | None = None,
     layer: int | None = None,
     layout: Layout = "bhsd",
     deterministic: bool = False,
@@ -80,8 +81,9 @@ def attention(
         dropout_p: probability of dropping an element of the softmax; PyTorch tensors only, seeded
             from PyTorch's default generator.
         scale: 1/√D unless given.
-        precision: "exact"; other names need rows of the table that take them.
-        plan: a calibration's plan file, for precision "adaptive".
+        precision: "exact"; other names need rows of the table that take them. Gradients are those
+            of exact attention.
+        plan: a calibration's plan file, for precision "adaptive", of which step 0 is used.
         layer: the layer's number in that plan.
         layout: "bhsd" as above, or "bshd": q [B, Sq, Hq, D] and so on, o too.
         deterministic: the backward pass gives the same bits from run to run.
@@ -128,6 +130,80 @@ def attention(
     return (o, lse) if return_lse else o
 
 
+def attention_backward(
+    d_o: Array,
+    o: Array,
+    lse: Array,
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    d_lse: Array | None = None,
+    causal: bool = False,
+    alignment: Alignment = "bottom_right",
+    window: tuple[int, int] | None = None,
+    softcap: float | None = None,
+    alibi: Array | None = None,
+    bias: Array | None = None,
+    mask: Array | None = None,
+    block_mask: BlockMask | None = None,
+    sinks: Array | None = None,
+    q_lens: Array | None = None,
+    kv_lens: Array | None = None,
+    cu_seqlens_q: Array | None = None,
+    cu_seqlens_k: Array | None = None,
+    scale: float | None = None,
+    deterministic: bool = False,
+) -> dict[str, Array]:
+    """Gradients of `attention`, or with cu_seqlens of `attention_varlen`, for arrays of libraries
+    other than PyTorch, whose tensors have autograd.
+
+    Args:
+        d_o: the gradient of o, shaped as it.
+        o: what the forward pass gave.
+        lse: what it gave with return_lse.
+        d_lse: the gradient of lse, if there is one.
+
+    The others are those of the forward pass, and so are the exceptions.
+
+    Returns:
+        Gradients named "q", "k", "v", and "bias" and "sinks" if those are given.
+    """
+    if torch is not None and isinstance(q, torch.Tensor):
+        raise ValueError("q: a PyTorch tensor, expected another array: use autograd")
+    settings = read_settings(
+        causal=causal,
+        alignment=alignment,
+        window=window,
+        softcap=softcap,
+        dropout_p=0.0,
+        scale=scale,
+        precision="exact",
+        plan=None,
+        layer=None,
+        deterministic=deterministic,
+    )
+    return _array_attention.gradients(
+        d_o,
+        d_lse,
+        o,
+        lse,
+        q,
+        k,
+        v,
+        settings,
+        alibi=alibi,
+        bias=bias,
+        mask=mask,
+        block_mask=block_mask,
+        sinks=sinks,
+        q_lens=q_lens,
+        kv_lens=kv_lens,
+        cu_seqlens_q=cu_seqlens_q,
+        cu_seqlens_k=cu_seqlens_k,
+    )
+
+
 def _swap(x: Array) -> Array:
     """[B, S, H, D] as [B, H, S, D], and back."""
     if torch is not None and isinstance(x, torch.Tensor):
@@ -156,7 +232,7 @@ def attention_varlen(
     dropout_p: float = 0.0,
     scale: float | None = None,
     precision: Precision = "exact",
-    plan: str | None = None,
+    plan: str | os.PathLike | None = None,
     layer: int | None = None,
     deterministic: bool = False,
     return_lse: bool = False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from typing import Any
 
 from . import _library
@@ -34,7 +35,7 @@ def explain(
     dropout_p: float = 0.0,
     scale: float | None = None,
     precision: str = "exact",
-    plan: str | None = None,
+    plan: str | os.PathLike | None = None,
     layer: int | None = None,
     deterministic: bool = False,
 ) -> str:

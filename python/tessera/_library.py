@@ -60,6 +60,8 @@ class Attention(Struct):
         (_i64, "window_left window_right"),
         (_f64, "softcap dropout_p"),
         (_i32, "precision deterministic"),
+        (_pointer, "quantization adaptive_plan"),
+        (_i64, "layer step"),
     )
 
 
@@ -151,8 +153,8 @@ def _load() -> ctypes.CDLL:
     library = ctypes.CDLL(path())
     for name in ("tessera_last_error", "tessera_version"):
         getattr(library, name).restype = ctypes.c_char_p
-    for name in ("tessera_plan_destroy", "tessera_block_mask_destroy"):
-        getattr(library, name).restype = None
+    for kind in ("plan", "block_mask", "adaptive_plan"):
+        getattr(library, f"tessera_{kind}_destroy").restype = None
     return library
 
 
@@ -195,6 +197,11 @@ class Handle:
     def __del__(self) -> None:
         if getattr(self, "pointer", None):
             self._destroy(self.pointer)
+
+
+def adaptive_plan(path: str) -> Handle:
+    """A tessera_adaptive_plan from its file."""
+    return Handle("adaptive_plan", "tessera_adaptive_plan_load", os.fsencode(path), None)
 
 
 def implementations() -> list[dict[str, object]]:

@@ -66,11 +66,13 @@ def attention(
         settings.dropout_p,
         settings.precision,
         deterministic,
+        settings.plan,
+        settings.layer,
     )
     if torch.compiler.is_compiling():
         return _torch_ops.attention(*arguments)
     try:
-        return _torch_ops.attention(*arguments)
+        return _torch_ops.attend(arguments)
     except RuntimeError as error:
         message = str(error)
         if message.startswith(_INVALID_ARGUMENT):

@@ -11,6 +11,7 @@ The operators themselves (schemas, CPU and CUDA kernels) are in csrc/ops.cpp:
 from __future__ import annotations
 
 import re
+from itertools import compress
 from pathlib import Path
 
 import torch
@@ -18,9 +19,13 @@ import torch
 MINIMUM = (2, 10)
 # Bits of attention_backward's `gradients`, by position of the input in the schema.
 GRADIENTS = {0: 1, 1: 2, 2: 4, 3: 8, 6: 16}
-_ALIBI = 5
-_TENSORS = (*range(12), 13)  # positions of tensors among the shared arguments
-_ARGUMENTS = 23
+_BITS = tuple(GRADIENTS.values())
+_RARE = 15  # arguments from here on, after `causal`, are no tensors and seldom given
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+_AUTOCAST = {
+    "cpu": torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU),
+    "cuda": torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA),
+}
 
 _found = tuple(int(number) for number in re.findall(r"\d+", torch.__version__)[:2])
 if _found < MINIMUM:
@@ -37,10 +42,10 @@ torch.ops.load_library(_file)
 
 attention = torch.ops.tessera.attention.default
 attention_backward = torch.ops.tessera.attention_backward.default
-_DEFAULTS = [
+_DEFAULTS = tuple(
     argument.default_value if argument.has_default_value() else None
     for argument in attention._schema.arguments
-]
+)
 
 
 def _empty_in_order_of(like: torch.Tensor, last: int) -> torch.Tensor:
@@ -78,42 +83,60 @@ def _attention_backward_fake(d_o, d_lse, o, lse, gradients, q, k, v, *rest, **na
 
 
 class _Attention(torch.autograd.Function):
-    """Attention with its gradients; takes and gives what the operator does."""
+    """Attention with its gradients: `arguments` are the operator's, and the tensors before them
+    those among them that have gradients, as autograd looks at each argument in turn. Arguments 0 to
+    11 and 13, the seed, are tensors; 12 is block_mask_shape."""
 
     @staticmethod
-    def forward(ctx, *arguments):
-        if ctx.needs_input_grad[_ALIBI]:
-            raise ValueError("alibi: requires grad, but ALiBi slopes have no gradient: detach them")
+    def forward(ctx, q, k, v, bias, sinks, arguments):
+        arguments = (q, k, v, bias, *arguments[4:6], sinks, *arguments[7:])
         with torch._C._AutoDispatchBelowAutograd():
             o, lse = attention(*arguments)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(o, lse, *(arguments[i] for i in _TENSORS))
-        ctx.settings = [None if i in _TENSORS else arguments[i] for i in range(_ARGUMENTS)]
+        ctx.save_for_backward(o, lse, *arguments[:12], arguments[13])
+        ctx.settings = arguments[12], *arguments[14:]
         return o, lse
 
     @staticmethod
     def backward(ctx, d_o, d_lse):
-        o, lse, *tensors = ctx.saved_tensors
-        arguments = list(ctx.settings)
-        for position, tensor in zip(_TENSORS, tensors):
-            arguments[position] = tensor
-        wanted = sum(bit for position, bit in GRADIENTS.items() if ctx.needs_input_grad[position])
+        o, lse, *tensors, seed = ctx.saved_tensors
+        block_mask_shape, *rest = ctx.settings
+        arguments = *tensors, block_mask_shape, seed, *rest
+        wanted = sum(compress(_BITS, ctx.needs_input_grad))
         if d_o is None:
             d_o = torch.zeros_like(o)
-        results = attention_backward(d_o, d_lse, o, lse, wanted, *arguments)
-        gradients = [None] * _ARGUMENTS
-        for (position, bit), gradient in zip(GRADIENTS.items(), results):
-            if wanted & bit:
-                gradients[position] = gradient
-        return tuple(gradients)
+        if torch.is_grad_enabled():  # create_graph=True, which the dispatcher must see
+            results = attention_backward(d_o, d_lse, o, lse, wanted, *arguments)
+        else:
+            with torch._C._AutoDispatchBelowAutograd():
+                results = attention_backward(d_o, d_lse, o, lse, wanted, *arguments)
+        gradients = [g if wanted & bit else None for bit, g in zip(_BITS, results)]
+        return (*gradients, None)
+
+
+def _differentiable(arguments):
+    """attention(*arguments), recorded for autograd if a tensor among them requires grad."""
+    q, k, v, bias, _, alibi, sinks = arguments[:7]
+    if torch.is_grad_enabled():
+        if alibi is not None and alibi.requires_grad:
+            raise ValueError("alibi: requires grad, but ALiBi slopes have no gradient: detach them")
+        if (
+            q.requires_grad
+            or k.requires_grad
+            or v.requires_grad
+            or (bias is not None and bias.requires_grad)
+            or (sinks is not None and sinks.requires_grad)
+        ):
+            return _Attention.apply(q, k, v, bias, sinks, arguments)
+    if arguments[_RARE:] == _DEFAULTS[_RARE:]:  # each argument that is given costs time
+        arguments = arguments[:_RARE]
+    with torch._C._AutoDispatchBelowAutograd():
+        return attention(*arguments)
 
 
 def _autograd_kernel(*arguments):
     # The dispatcher leaves arguments at the end out that have their default.
-    if torch._C.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
-        return _Attention.apply(*arguments, *_DEFAULTS[len(arguments) :])
-    with torch._C._AutoDispatchBelowAutograd():
-        return attention(*arguments)
+    return _differentiable(arguments + _DEFAULTS[len(arguments) :])
 
 
 def _no_second_derivative(ctx, *gradients):
@@ -123,27 +146,41 @@ def _no_second_derivative(ctx, *gradients):
 torch.library.register_autograd("tessera::attention_backward", _no_second_derivative)
 
 
-def _autocast_kernel(device_type: str, key: torch._C.DispatchKey):
+def _autocast(device_type: str, q, k, v, bias, rest):
     """q, k and v in autocast's dtype; the bias as well, unless it is float32, which kernels take."""
-    keyset = torch._C.DispatchKeySet(key)
+    dtype = torch.get_autocast_dtype(device_type)
 
-    def cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def cast(tensor: torch.Tensor) -> torch.Tensor:
         return tensor if tensor.dtype == torch.float64 else tensor.to(dtype)
 
+    if bias is not None and bias.dtype != torch.float32:
+        bias = cast(bias)
+    return cast(q), cast(k), cast(v), bias, *rest
+
+
+def _autocast_kernel(device_type: str):
     def kernel(q, k, v, bias=None, *rest):
-        dtype = torch.get_autocast_dtype(device_type)
-        with torch._C._ExcludeDispatchKeyGuard(keyset):
-            q, k, v = (cast(tensor, dtype) for tensor in (q, k, v))
-            if bias is not None and bias.dtype != torch.float32:
-                bias = cast(bias, dtype)
-            return attention(q, k, v, bias, *rest)
+        with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST[device_type]):
+            return attention(*_autocast(device_type, q, k, v, bias, rest))
 
     return kernel
+
+
+def attend(arguments: tuple) -> tuple[torch.Tensor, torch.Tensor]:
+    """attention(*arguments). Plain tensors outside function transforms go from here to the kernels
+    for autocast and autograd, as the dispatcher's calls into Python cost more than all the rest."""
+    q, k, v, bias = arguments[:4]
+    plain = type(q) in _PLAIN and type(k) in _PLAIN and type(v) in _PLAIN
+    if not plain or torch._C._are_functorch_transforms_active():
+        return attention(*arguments)
+    device_type = "cuda" if q.is_cuda else "cpu"
+    if torch.is_autocast_enabled(device_type):
+        with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST[device_type]):
+            return _differentiable(_autocast(device_type, q, k, v, bias, arguments[4:]))
+    return _differentiable(arguments)
 
 
 _library = torch.library.Library("tessera", "FRAGMENT")
 _library.impl("attention", _autograd_kernel, "Autograd")
 for _device, _key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
-    _library.impl(
-        "attention", _autocast_kernel(_device, getattr(torch._C.DispatchKey, _key)), _key
-    )
+    _library.impl("attention", _autocast_kernel(_device), _key)

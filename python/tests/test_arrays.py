@@ -37,6 +37,39 @@ def test_numpy_strides_and_layout():
         tessera.attention(q.swapaxes(2, 3), k, v)
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_gradients(packed):
+    """Against PyTorch's autograd through the same kernels."""
+    torch = pytest.importorskip("torch")
+    random = np.random.default_rng(2)
+    if packed:
+        shape = (20, 3, 16)
+        starts = np.array([0, 8, 20], np.int32)
+        options = dict(cu_seqlens_q=starts, cu_seqlens_k=starts, causal=True)
+    else:
+        shape = (2, 3, 20, 16)
+        bias = random.standard_normal((1, 3, 20, 20)).astype(np.float32)
+        sinks = random.standard_normal(3).astype(np.float32)
+        options = dict(bias=bias, sinks=sinks, causal=True)
+    q, k, v, d_o = (random.standard_normal(shape).astype(np.float32) for _ in range(4))
+    forward = tessera.attention_varlen if packed else tessera.attention
+    o, lse = forward(q, k, v, **options, return_lse=True)
+    d_lse = random.standard_normal(lse.shape).astype(np.float32)
+    got = tessera.attention_backward(d_o, o, lse, q, k, v, d_lse=d_lse, **options)
+    tracked = {n: torch.from_numpy(x).requires_grad_() for n, x in zip("qkv", (q, k, v))}
+    given = {n: torch.from_numpy(x) for n, x in options.items() if n != "causal"}
+    tracked |= {n: t.requires_grad_() for n, t in given.items() if t.is_floating_point()}
+    outputs = forward(**tracked | given, causal=True, return_lse=True)
+    incoming = [torch.from_numpy(d_o), torch.from_numpy(d_lse)]
+    expected = torch.autograd.grad(outputs, list(tracked.values()), incoming)
+    assert list(got) == list(tracked)
+    for name, e in zip(tracked, expected):
+        assert isinstance(got[name], np.ndarray)
+        np.testing.assert_allclose(got[name], e.numpy(), atol=1e-6)
+    with pytest.raises(ValueError, match="use autograd"):
+        tessera.attention_backward(d_o, o, lse, *(tracked[n] for n in "qkv"))
+
+
 def test_read_only_arrays():
     q, k, v = arrays()
     q.flags.writeable = False

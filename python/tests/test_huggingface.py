@@ -85,3 +85,36 @@ def test_generate(device, make, padding):
     expected = eager.generate(**inputs, **options)
     assert torch.equal(ours.generate(**inputs, **options), expected)
     assert torch.equal(ours.generate(**inputs, **options, use_cache=False), expected)
+
+
+def test_compiled_encoder_makes_no_mask(device):
+    """Without padding, a compiled BERT has no mask of the scores' size."""
+    eager, ours = pair(bert, device)
+    tokens = batch(device, "none")["input_ids"]
+    masks = []
+
+    def note_masks(graph, inputs):
+        for node in graph.graph.nodes:
+            if node.target is torch.ops.tessera.attention.default:
+                masks.append(node.args[4])
+        return graph.forward
+
+    torch.compiler.reset()
+    compiled = torch.compile(ours, backend=note_masks, dynamic=False)
+    with torch.no_grad():
+        got, expected = (model(tokens).logits for model in (compiled, eager))
+    assert masks == [None, None]
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_quantised_by_name():
+    """tessera_sage8 through a model on the CPU, where the scalar model of the scheme computes it."""
+    torch.manual_seed(0)
+    eager, ours = pair(gpt2, "cpu")
+    ours.set_attn_implementation("tessera_sage8")
+    inputs = batch("cpu", "left")
+    used = inputs["attention_mask"].bool()
+    with torch.no_grad():
+        expected, got = (model(**inputs).logits[used] for model in (eager, ours))
+    assert not torch.equal(got, expected)
+    torch.testing.assert_close(got, expected, atol=0.02, rtol=0.02)

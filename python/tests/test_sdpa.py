@@ -10,6 +10,8 @@ import tessera
 def close_to_pytorch(device, shapes, mask=None, **options):
     tensors = [torch.randn(s, device=device, requires_grad=True) for s in shapes]
     got = tessera.scaled_dot_product_attention(*tensors, attn_mask=mask, **options)
+    if mask is not None:  # PyTorch's kernels on GPUs want each row of it in memory
+        mask = mask.expand(*mask.shape[:-1], shapes[1][-2]).contiguous()
     expected = F.scaled_dot_product_attention(*tensors, attn_mask=mask, **options)
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
     d_o = torch.randn_like(expected)
