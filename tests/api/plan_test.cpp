@@ -212,31 +212,34 @@ TEST(Plans, PlanningReadsNoTensor) {
   EXPECT_TRUE(Plan::create(c.attention, inputs).ok());
 }
 
-/// A plan of both passes on a row; on one that quantises, of the forward pass in sage8.
-Result<Plan> plan_on(const std::string& row, const Inputs& inputs, int threads) {
-  Attention attention;
-  PlanOptions options;
-  options.implementation = row;
-  options.backward = true;
-  options.threads = threads;
-  Result<Plan> plan = Plan::create(attention, inputs, options);
-  if (plan.ok()) return plan;
-  attention.precision = Precision::sage8;
-  options.backward = false;
-  Result<Plan> quantised = Plan::create(attention, inputs, options);
-  return quantised.ok() ? quantised : plan;
+/// A plan of what a row takes: both passes, or the forward pass alone, exact or quantised.
+Result<Plan> plan_of_any(const Inputs& inputs, PlanOptions options) {
+  Result<Plan> plan = Plan::create({}, inputs, options);
+  for (const Precision precision : {Precision::exact, Precision::sage8}) {
+    if (plan.ok()) break;
+    Attention attention;
+    attention.precision = precision;
+    options.backward = false;
+    plan = Plan::create(attention, inputs, options);
+  }
+  return plan;
 }
 
 /// Extra memory must not grow with the square of the sequence.
 TEST(Plans, WorkspaceIsLinearInTheSequence) {
   for (const std::string& row : rows_under_test()) {
+    if (row == "cuda_split_kv") continue;  // takes few queries
     std::size_t bytes[2] = {};
     for (int x = 0; x < 2; ++x) {
       const std::int64_t seq = x == 0 ? 16384 : 65536;
       Inputs inputs;
       inputs.q = inputs.k = inputs.v =
           TensorView::contiguous(nullptr, DType::bf16, {1, 4, seq, 64}, device_of(row));
-      const Result<Plan> plan = plan_on(row, inputs, 2);
+      PlanOptions options;
+      options.implementation = row;
+      options.backward = true;
+      options.threads = 2;
+      const Result<Plan> plan = plan_of_any(inputs, options);
       ASSERT_TRUE(plan.ok()) << plan.status().message();
       bytes[x] = plan->forward_workspace_bytes() + plan->backward_workspace_bytes();
     }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <map>
 #include <memory>
 
 #include "quant/quantize.hpp"
@@ -14,9 +15,10 @@ namespace {
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 constexpr double kLog2E = 1.44269504088896340736;
-constexpr double kUnit = 0x1p-24;       // roundoff of f32
-constexpr double kShortUnit = 0x1p-13;  // what tensor cores cut off sums of 8-bit operands
-constexpr double kShortSums = 4;        // and how often before these are added up in f32
+constexpr double kUnit = 0x1p-24;         // roundoff of f32
+constexpr int kShortBits = 13;            // of a sum of 8-bit operands behind its leading one,
+constexpr std::int64_t kShortKeys = 128;  // of at most so many aligned keys
+constexpr std::int64_t kShortSteps = 4;   // in so many instructions
 
 /// What weights are rounded to.
 struct WeightFormat {
@@ -123,6 +125,32 @@ Product product_of(std::int64_t n, const X& x, const Y& y) {
   return {sum, std::sqrt(x2 * y2)};
 }
 
+/// What tensor cores cut off the sum of some terms. An instruction aligns its products and the sum
+/// so far to the largest of them and drops whatever lies more than kShortBits below that one's
+/// leading bit; f32 takes over after kShortKeys keys. A term that has no such bits loses nothing.
+class ShortSum {
+ public:
+  void add(std::int64_t key, double term) {
+    terms_.push_back(std::abs(term));
+    double& block = blocks_[key / kShortKeys];
+    block += std::abs(term);
+    largest_ = std::max(largest_, block);
+  }
+  double cut() const {
+    if (!(largest_ > 0)) return 0;
+    const double unit = std::exp2(std::ilogb(largest_) - kShortBits);
+    double sum = 0;
+    for (const double term : terms_) sum += term - std::floor(term / unit) * unit;
+    const std::size_t steps = std::min(terms_.size() - 1, blocks_.size() * kShortSteps);
+    return sum + static_cast<double>(steps) * unit;
+  }
+
+ private:
+  std::vector<double> terms_;
+  std::map<std::int64_t, double> blocks_;
+  double largest_ = 0;
+};
+
 struct Score {
   std::int64_t key = 0;
   double s = 0, error = 0;  ///< error: δ.
@@ -163,6 +191,10 @@ class QuantisedHead {
   }
 
  private:
+  /// V's code as a number.
+  double code(std::int64_t j, std::int64_t d) const {
+    return quant::decode_e4m3(v_.codes[j * v_.columns + d]);
+  }
   double scale_of(const Tokens& t, quant::Side side, std::int64_t i) const {
     return t.scale[quant::group_of(scheme_.granularity, side, i)];
   }
@@ -299,7 +331,7 @@ void QuantisedHead::store_output(std::int64_t i, const std::vector<Score>& row, 
                                  double sink_error, QuantisedExpectation& out) const {
   const std::int64_t Dv = c_.head_dim_v;
   double sum = sink, kept = 0, uncertain = sink * sink_error;
-  std::vector<double> o(Dv), magnitude(Dv), squares(Dv), unsure(Dv);
+  std::vector<double> o(Dv), squares(Dv), unsure(Dv);
   for (const Score& x : row) {
     sum += x.weight;
     kept += x.weight * x.keep;
@@ -308,7 +340,6 @@ void QuantisedHead::store_output(std::int64_t i, const std::vector<Score>& row, 
     for (std::int64_t d = 0; weight != 0 && d < Dv; ++d) {
       const double term = weight * values_[x.key * Dv + d];
       o[d] += term;
-      magnitude[d] += std::abs(term);
       squares[d] += term * term;
     }
   }
@@ -320,6 +351,10 @@ void QuantisedHead::store_output(std::int64_t i, const std::vector<Score>& row, 
   const double terms = static_cast<double>(row.size());
   const double half_denormal = c_.dtype == DType::f16 ? 0x1p-25 : 0x1p-150;
   const bool short_sums = scheme_.pv == PvFormat::fp8;
+  ShortSum short_weights;
+  for (const Score& x : row) {
+    if (short_sums) short_weights.add(x.key, x.weight);
+  }
   const std::int64_t first = row_index(c_, out.values.o, b_, h_, span_.q_begin + i);
   for (std::int64_t d = 0; d < Dv; ++d) {
     const double smooth = o[d] / sum;
@@ -331,8 +366,13 @@ void QuantisedHead::store_output(std::int64_t i, const std::vector<Score>& row, 
                          (sum - uncertain);
     const double sums = kUnit * (std::sqrt(terms) + 8) *
                         (std::sqrt(squares[d]) / sum + std::abs(smooth) + std::abs(mean));
-    const double short_error = kShortUnit * std::min(terms - 1, kShortSums) *
-                               (magnitude[d] / sum + std::abs(smooth) + std::abs(mean));
+    ShortSum short_terms;
+    for (const Score& x : row) {
+      if (short_sums) short_terms.add(x.key, x.weight * x.keep * code(x.key, d));
+    }
+    const double short_error = (short_terms.cut() * (short_sums ? v_.scale[d] : 0) +
+                                short_weights.cut() * (std::abs(smooth) + std::abs(mean))) /
+                               sum;
     const double stored = unit_roundoff(c_.dtype);
     out.o_f32.set(first + d,
                   (1 + stored) * (flips + sums) + stored * std::abs(exact) + half_denormal);

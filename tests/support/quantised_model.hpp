@@ -9,10 +9,10 @@
 //     Those weights are counted, with the step between the two: Δ.
 //   - weights among the format's denormals depend on how far the running maximum had come. They may
 //     be anything within half a denormal step, after a rounding of the significand: Δ, too.
-//   - the sums: u · (√n + 8) of the terms' spread. Tensor cores that multiply 8-bit operands keep
-//   13
-//     bits of a sum and cut off the rest, at most four times before it is added up in f32; a GPU's
-//     row gets 4 · 2⁻¹³ of Σ P |v| for that, and nothing in rows of one key.
+//   - the sums: u · (√n + 8) of the terms' spread. Tensor cores that multiply 8-bit operands align
+//     the 32 products of an instruction and the sum so far to the largest and keep 13 bits behind
+//     its leading one; a GPU's row may lose what they cut off in sums of 128 keys, both from P v
+//     and from P. Nothing in rows of one key.
 //   - the result's own rounding to its dtype.
 // Each element has its own tolerance. With S = Σ P:
 //   |Δo| ≤ Σ Δ_j |z_j v_j − o| / (S − Σ Δ)  +  the sums' part  +  u(dtype) |o as computed|

@@ -4,6 +4,7 @@
 
 #include "cuda/algo/parameters.hpp"
 #include "cuda/host/probe.hpp"
+#include "cuda/host/reject.hpp"
 
 namespace tessera::cuda {
 namespace {
@@ -32,13 +33,18 @@ std::string no_device() {
 }
 
 std::string reject_common(const Problem& problem) {
+  if (problem.quantised()) {
+    return fmt::format("precision {}: this row is exact", name_of(problem.precision));
+  }
+  return reject_anywhere(problem);
+}
+
+std::string reject_anywhere(const Problem& problem) {
   const int count = device_count();
   if (problem.device.index < 0 || problem.device.index >= count) {
     return fmt::format("cuda:{}: there are {} CUDA devices, counted from 0", problem.device.index,
                        count);
   }
-  if (problem.precision != Precision::exact)
-    return fmt::format("precision {}: this row is exact", name_of(problem.precision));
   if (problem.dtype != DType::f32 && problem.dtype != DType::f16 && problem.dtype != DType::bf16) {
     return fmt::format("computes f32, f16 and bf16, not {}", name_of(problem.dtype));
   }

@@ -56,6 +56,13 @@ __device__ __forceinline__ void hold(float (&d)[kTiles][4]) {
     asm volatile("" : "+f"(d[n][0]), "+f"(d[n][1]), "+f"(d[n][2]), "+f"(d[n][3])::"memory");
   }
 }
+template <int kTiles>
+__device__ __forceinline__ void hold(std::int32_t (&d)[kTiles][4]) {
+#pragma unroll
+  for (int n = 0; n < kTiles; ++n) {
+    asm volatile("" : "+r"(d[n][0]), "+r"(d[n][1]), "+r"(d[n][2]), "+r"(d[n][3])::"memory");
+  }
+}
 
 /// The products with N = kColumns:
 ///   shared<add>(d, a, b)    d (+)= A · Bᵀ: A 64 × 16 and B N × 16 in shared memory, rows along k

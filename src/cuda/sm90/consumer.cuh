@@ -6,15 +6,17 @@
 #include "cuda/algo/uniform.cuh"
 #include "cuda/ptx/barrier.cuh"
 #include "cuda/ptx/tma.cuh"
-#include "cuda/sm90/pipeline.cuh"
+#include "cuda/sm90/consumer_side.cuh"
+#include "cuda/sm90/forward_traits.cuh"
 #include "cuda/sm90/store.cuh"
 
 namespace tessera::cuda::sm90 {
 
 /// One warpgroup: 64 rows of each of the block's tiles of queries.
 template <ForwardConfig C>
-class Consumer {
-  using Traits = ForwardTraits<C>;
+class Consumer : ConsumerSide<C> {
+  using Base = ConsumerSide<C>;
+  using Traits = KernelTraits<C>;
   using T = typename Traits::T;
   using Rules = ScoreTile<T, 1, Traits::kScoreTiles>;
   using Softmax = OnlineSoftmax<T, 1>;
@@ -24,7 +26,7 @@ class Consumer {
  public:
   /// `group`: 0 for the first consumer, which is the block's second warpgroup.
   __device__ Consumer(const Parameters& p, const SharedMemory<C>& shared, int group)
-      : p_(p), shared_(shared), group_(group), scored_(C.extras && Rules::needed(p)) {}
+      : Base(p, shared, group), scored_(C.extras && Rules::needed(p)) {}
 
   /// Each step starts the product of the next scores, then that of the last weights, and computes
   /// the next weights while the latter runs.
@@ -61,10 +63,10 @@ class Consumer {
   }
 
  private:
-  /// This warpgroup's part of a tile of queries.
-  struct GroupWork : Work {
-    Range whole;  ///< Keys that all of its rows see.
-  };
+  using Base::group_, Base::k_, Base::p_, Base::q_, Base::shared_, Base::v_;
+  using Base::receive, Base::receive_work, Base::release, Base::release_k, Base::wait_turn,
+      Base::pass_turn;
+  using typename Base::GroupWork;
 
   /// What the products read and write.
   struct Registers {
@@ -83,22 +85,6 @@ class Consumer {
     return raised;
   }
 
-  /// Waits for the next Q.
-  __device__ __forceinline__ GroupWork receive_work() {
-    ptx::mbarrier_wait(shared_.q_full(q_.stage, group_), q_.parity);
-    GroupWork work{shared_.read_work(q_.stage), {}};
-    const int begin = work.tile.begin += group_ * kGroupRows;
-    const int end = min(begin + kGroupRows, work.sequence.q_len);
-    work.whole = common_keys(p_, work.sequence, begin, end);
-    return work;
-  }
-
-  /// Waits for the next K.
-  __device__ __forceinline__ Message receive() {
-    ptx::mbarrier_wait(shared_.k_full(k_.stage), k_.parity);
-    return shared_.read(k_.stage);
-  }
-
   /// S [64 × tile_n] = Q Kᵀ.
   __device__ __forceinline__ void start_scores(Registers& r) {
     start_rows<T>(r.s[0], shared_.q(q_.stage, group_), shared_.k(k_.stage));
@@ -110,12 +96,7 @@ class Consumer {
   __device__ __forceinline__ void finish_scores(Registers& r, const Message& visit) {
     ptx::wgmma_wait<kPending>();
     ptx::hold(r.s[0]);
-    release(shared_.k_empty(k_.stage));
-    k_.advance();
-    if (!visit.has(Message::more)) {
-      release(shared_.q_empty(q_.stage, group_));
-      q_.advance();
-    }
+    release_k(visit);
   }
 
   /// O [64 × Dv] += P V.
@@ -207,28 +188,7 @@ class Consumer {
     }
   }
 
-  /// Consumers start their products in turns, so that one's exponentials run while another
-  /// multiplies.
-  __device__ __forceinline__ void wait_turn() const {
-    ptx::sync_group(kTurnBarrier + group_, 2 * kGroupThreads);
-  }
-  __device__ __forceinline__ void pass_turn() const {
-    const int next = group_ + 1 == Traits::kConsumers ? 0 : group_ + 1;
-    ptx::arrive_group(kTurnBarrier + next, 2 * kGroupThreads);
-  }
-
-  /// All lanes have read what the barrier guards.
-  __device__ __forceinline__ static void release(std::uint32_t barrier) {
-    __syncwarp();
-    if (threadIdx.x % kWarpSize == 0) ptx::mbarrier_arrive(barrier);
-  }
-
-  const Parameters& p_;
-  const SharedMemory<C>& shared_;
-  const int group_;
   const bool scored_;  ///< Scores take more than a scale.
-  Ring<C.q_stages> q_;
-  Ring<C.stages> k_, v_;
 };
 
 }  // namespace tessera::cuda::sm90

@@ -33,21 +33,23 @@
 #pragma once
 
 #include <algorithm>
-#include <limits>
+#include <string_view>
 
 #include "cuda/algo/config.hpp"
 #include "cuda/ptx/registers.cuh"
 #include "cuda/sm90/consumer.cuh"
+#include "cuda/sm90/forward_loader.cuh"
 #include "cuda/sm90/producer.cuh"
+#include "cuda/sm90/schedule.cuh"
 
 namespace tessera::cuda::sm90 {
 
 template <typename Config>
-__global__ void __launch_bounds__(ForwardTraits<Config::value>::kThreads, 1)
+__global__ void __launch_bounds__(KernelTraits<Config::value>::kThreads, 1)
     forward(const __grid_constant__ Parameters p, const __grid_constant__ TensorMaps maps,
             bool copies, const __grid_constant__ Schedule schedule) {
   constexpr ForwardConfig C = Config::value;
-  using Traits = ForwardTraits<C>;
+  using Traits = KernelTraits<C>;
   extern __shared__ __align__(1024) std::byte bytes[];
   const SharedMemory<C> shared(ptx::shared_address(bytes));
   if (threadIdx.x == 0) shared.initialise();
@@ -57,51 +59,27 @@ __global__ void __launch_bounds__(ForwardTraits<Config::value>::kThreads, 1)
     ptx::give_registers<Traits::kProducerRegisters>();
     const bool all = C.extras && copies;
     if (threadIdx.x >= kWarpSize && !all) return;
-    Producer<C>(p, maps, schedule, all, shared).run();
+    Producer<C, ForwardLoader<C>>(p, schedule, shared, ForwardLoader<C>(p, maps, all)).run();
   } else {
     ptx::take_registers<Traits::kConsumerRegisters>();
     Consumer<C>(p, shared, group).run();
   }
 }
 
-/// Equal works keep the order of the tensors in memory and need no counter.
-inline Schedule make_schedule(const Parameters& p, const ForwardConfig& c, bool copies,
-                              int* counter, const DeviceInfo& device) {
-  const std::int64_t tiles = tiles_per_head(p, p.seq_q, c.tile_m);
-  const bool equal = p.window_left == kUnbounded && p.window_right == kUnbounded && !p.varlen &&
-                     p.block_mask.row_offsets == nullptr;
-  // Blocks on the same K and V at the same time need them once from memory; 8 are enough.
-  const std::int64_t plane_bytes = std::int64_t{2} * (p.head_dim + p.head_dim_v) * p.seq_kv;
-  const std::int64_t cached = device.l2_bytes / 2 / std::max<std::int64_t>(plane_bytes, 1);
-  const std::int64_t planes =
-      equal ? 1 : std::max<std::int64_t>(cached, device.multiprocessors / 8);
-  return {static_cast<int>(p.varlen ? tiles : tiles / std::max(p.batch, 1)),
-          static_cast<int>(tiles * p.heads_q),
-          static_cast<int>(std::clamp<std::int64_t>(
-              planes, 1, std::max<std::int64_t>(std::int64_t{p.batch} * p.heads_kv, 1))),
-          equal || copies ? nullptr : counter};
-}
-
 template <ForwardConfig C>
 constexpr ForwardVariant forward_variant() {
   return {C, [](const Parameters& p, const TensorMaps* maps, int* counter, const DeviceInfo& device,
                 cudaStream_t stream) {
-            const std::int64_t works = tiles_per_head(p, p.seq_q, C.tile_m) * p.heads_q;
-            if (works > std::numeric_limits<int>::max()) {
-              return Status(StatusCode::unsupported,
-                            "cuda_sm90 forward: more tiles than int counts");
+            constexpr std::string_view kName = "cuda_sm90 forward";
+            Schedule schedule;
+            if (Status status = make_schedule(kName, p, {C.tile_m, 2, maps != nullptr}, counter,
+                                              device, stream, schedule);
+                !status.ok()) {
+              return status;
             }
-            const Schedule schedule = make_schedule(p, C, maps == nullptr, counter, device);
-            if (schedule.counter != nullptr) {
-              const cudaError_t error = cudaMemsetAsync(counter, 0, sizeof(int), stream);
-              if (error != cudaSuccess) {
-                cudaGetLastError();
-                return error_status(error, "cuda_sm90 forward");
-              }
-            }
-            return launch("cuda_sm90 forward", forward<Constant<C>>,
-                          std::min<std::int64_t>(works, device.multiprocessors),
-                          ForwardTraits<C>::kThreads, C.shared_bytes(), stream, p,
+            return launch(kName, forward<Constant<C>>,
+                          std::min(schedule.works, device.multiprocessors),
+                          KernelTraits<C>::kThreads, C.shared_bytes(), stream, p,
                           maps != nullptr ? *maps : TensorMaps{}, maps == nullptr, schedule);
           }};
 }

@@ -1,7 +1,6 @@
 // The forward kernels of row cuda_sm90: which there are, and how one is chosen.
 #pragma once
 
-#include <cuda.h>
 #include <cuda_runtime.h>
 
 #include <memory>
@@ -11,6 +10,7 @@
 #include "core/registry.hpp"
 #include "cuda/algo/parameters.hpp"
 #include "cuda/host/launch.hpp"
+#include "cuda/sm90/schedule.hpp"
 
 namespace tessera::cuda::sm90 {
 
@@ -30,21 +30,6 @@ struct ForwardConfig {
   constexpr std::size_t shared_bytes() const {
     return 2 * (q_stages * tile_m * head_dim + stages * tile_n * (head_dim + head_dim_v)) + 1024;
   }
-};
-
-/// Q, K and V as the copy engine sees them.
-struct TensorMaps {
-  CUtensorMap q, k, v;
-};
-
-/// In which order the tiles of queries are gone through. Key heads of all sequences in a row
-/// (planes) come in sections whose K and V fit the L2 cache; within a section the last tiles of all
-/// its heads come first: under a causal mask these have the most work.
-struct Schedule {
-  int tiles;     ///< Of a sequence; packed: of a head.
-  int works;     ///< Tiles of all heads.
-  int section;   ///< Planes of a section.
-  int* counter;  ///< Counts works that were taken; null: blocks do not count.
 };
 
 /// A compiled kernel.

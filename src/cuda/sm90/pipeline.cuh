@@ -2,34 +2,20 @@
 #pragma once
 
 #include "cuda/algo/block_walk.cuh"
-#include "cuda/algo/element.cuh"
 #include "cuda/algo/uniform.cuh"
 #include "cuda/ptx/mbarrier.cuh"
 #include "cuda/ptx/shared.cuh"
-#include "cuda/sm90/forward.hpp"
+#include "cuda/ptx/tma.cuh"
+#include "cuda/sm90/schedule.hpp"
 #include "cuda/tile/group_products.cuh"
 #include "cuda/tile/shared_tile.cuh"
 
 namespace tessera::cuda::sm90 {
 
-/// Everything about a config that is known when compiling.
-template <ForwardConfig C>
-struct ForwardTraits {
-  using T = typename ElementOf<C.dtype>::Type;
-  static constexpr int kConsumers = C.warpgroups();
-  static constexpr int kThreads = (1 + kConsumers) * kGroupThreads;
-  static constexpr int kScoreTiles = C.tile_n / 8;
-  static constexpr int kOutTiles = C.head_dim_v / 8;
-  /// Registers of a thread. A block starts with as many for all as 65536 allow, in steps of 8.
-  static constexpr int kProducerRegisters = kConsumers == 3 ? 32 : 40;
-  static constexpr int kConsumerRegisters = kConsumers == 3 ? 160 : 232;
-  static_assert(C.tile_m == kConsumers * kGroupRows && C.tile_n % 16 == 0);
-  static_assert(kConsumers == 2 || kConsumers == 3);
-
-  using QTile = SharedTile<T, kGroupRows, C.head_dim>;  ///< One for each consumer.
-  using KTile = SharedTile<T, C.tile_n, C.head_dim>;
-  using VTile = SharedTile<T, C.tile_n, C.head_dim_v>;
-};
+/// Everything about a config that is known when compiling. ForwardConfig and SageConfig have
+/// theirs.
+template <auto C>
+struct KernelTraits;
 
 /// What the producer says about a key tile, in the same stage.
 struct Message {
@@ -69,19 +55,22 @@ struct Ring {
   }
 };
 
-/// Where everything is: tiles first, then barriers, then messages.
-template <ForwardConfig C>
+/// Where everything is: tiles first, then scales, barriers and messages.
+template <auto C>
 class SharedMemory {
-  using Traits = ForwardTraits<C>;
+  using Traits = KernelTraits<C>;
   static constexpr int kGroups = Traits::kConsumers;
   static constexpr int kQ = C.q_stages * kGroups;
   static constexpr int kTileBytes = C.q_stages * kGroups * Traits::QTile::kBytes +
                                     C.stages * (Traits::KTile::kBytes + Traits::VTile::kBytes);
+  static constexpr int kScaleBytes = Traits::kScaleBytes;  // of a key tile
   static constexpr int kBarriers = 2 * kQ + 4 * C.stages;
   static constexpr int kMessages = (kBarriers * ptx::kMbarrierBytes + 15) / 16 * 16;
   static constexpr int kMessageBytes = 8;
   static constexpr int kWorkBytes = 48;
-  static_assert(kTileBytes + kMessages + C.stages * kMessageBytes + C.q_stages * kWorkBytes <=
+  static_assert(kTileBytes % 16 == 0 && kScaleBytes % 16 == 0);
+  static_assert(kTileBytes + C.stages * (kScaleBytes + kMessageBytes) + kMessages +
+                    C.q_stages * kWorkBytes <=
                 C.shared_bytes());
 
  public:
@@ -95,6 +84,11 @@ class SharedMemory {
   }
   __device__ __forceinline__ typename Traits::VTile v(int stage) const {
     return {k(C.stages).base + stage * Traits::VTile::kBytes};
+  }
+
+  /// Of a tile of K, if there are any.
+  __device__ __forceinline__ std::uint32_t scales(int stage) const {
+    return base_ + kTileBytes + stage * kScaleBytes;
   }
 
   __device__ __forceinline__ std::uint32_t q_full(int stage, int group) const {
@@ -157,23 +151,36 @@ class SharedMemory {
 
  private:
   __device__ __forceinline__ std::uint32_t barrier(int n) const {
-    return base_ + kTileBytes + n * ptx::kMbarrierBytes;
+    return scales(C.stages) + n * ptx::kMbarrierBytes;
   }
   __device__ __forceinline__ std::uint32_t in_stage(int kind, int stage) const {
     return barrier(2 * kQ + kind * C.stages + stage);
   }
   __device__ __forceinline__ std::uint32_t message_address(int stage) const {
-    return base_ + kTileBytes + kMessages + C.q_stages * kWorkBytes + stage * kMessageBytes;
+    return barrier(0) + kMessages + C.q_stages * kWorkBytes + stage * kMessageBytes;
   }
   __device__ __forceinline__ std::uint32_t work_address(int q_stage) const {
-    return base_ + kTileBytes + kMessages + q_stage * kWorkBytes;
+    return barrier(0) + kMessages + q_stage * kWorkBytes;
   }
 
   std::uint32_t base_;
 };
 
+/// Starts to fill a tile with rows [row, …) of a head, from element `column` on.
+/// One thread calls it.
+template <typename Tile>
+__device__ __forceinline__ void load_panels(const Tile& tile, std::uint32_t barrier,
+                                            const CUtensorMap& map, int column, int row, int h,
+                                            int b) {
+#pragma unroll
+  for (int panel = 0; panel < Tile::kCols / Tile::kPanel; ++panel) {
+    ptx::tma_load(tile.base + panel * Tile::kRows * Tile::kPitch, &map, barrier,
+                  column + panel * Tile::kPanel, row, h, b);
+  }
+}
+
 /// Work `x` of the schedule; b = −1: there is none.
-template <ForwardConfig C>
+template <auto C>
 __device__ inline TileIndex locate_work(const Parameters& p, const Schedule& schedule, int x) {
   TileIndex tile;
   if (p.varlen) {

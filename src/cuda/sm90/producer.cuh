@@ -1,29 +1,21 @@
-// The warpgroup that loads. See forward.cuh.
+// The warpgroup that loads: it decides what the block does. See forward.cuh.
 #pragma once
 
 #include "cuda/algo/uniform.cuh"
-#include "cuda/ptx/barrier.cuh"
-#include "cuda/ptx/tma.cuh"
 #include "cuda/sm90/pipeline.cuh"
-#include "cuda/sm90/store.cuh"
 
 namespace tessera::cuda::sm90 {
 
-template <ForwardConfig C>
+/// `Loader` fills tiles: load_q, load_k and load_v, each of which has the tile's full barrier count
+/// one arrival and what is to come.
+template <auto C, typename Loader>
 class Producer {
-  using Traits = ForwardTraits<C>;
-  using T = typename Traits::T;
+  using Traits = KernelTraits<C>;
 
  public:
-  /// `copies`: the threads copy, all of them; else one thread asks the copy engine.
-  __device__ Producer(const Parameters& p, const TensorMaps& maps, const Schedule& schedule,
-                      bool copies, const SharedMemory<C>& shared)
-      : p_(p),
-        maps_(maps),
-        schedule_(schedule),
-        works_(schedule),
-        copies_(C.extras && copies),
-        shared_(shared) {}
+  __device__ Producer(const Parameters& p, const Schedule& schedule, const SharedMemory<C>& shared,
+                      const Loader& loader)
+      : p_(p), schedule_(schedule), shared_(shared), loader_(loader), works_(schedule) {}
 
   /// Loads what the block's works need, and says that there is nothing more.
   __device__ void run() {
@@ -48,7 +40,7 @@ class Producer {
     BlockWalk<Side::queries, C.tile_n> walk(p_, tile.b, tile.h, rows, keys);
     Visit now, next;
     if (!walk.next(now)) {
-      store_unattended<C.tile_m>(p_, work.tile, work.sequence, C.extras);
+      loader_.store_unattended(work);
       return;
     }
     bool more = walk.next(next);
@@ -73,23 +65,15 @@ class Producer {
                                        ((visit.listed & kAll) == kAll ? Message::whole : 0),
                                    visit.listed});
     }
-    load_keys(shared_.k(stage), shared_.k_full(stage), maps_.k, p_.k, work, visit, p_.head_dim);
+    loader_.load_k(shared_, stage, work, visit);
     k_ring_.advance();
   }
 
   __device__ __forceinline__ void load_v(const Work& work, const Visit& visit) {
     const int stage = v_ring_.stage;
     ptx::mbarrier_wait(shared_.v_empty(stage), v_ring_.parity ^ 1);
-    load_keys(shared_.v(stage), shared_.v_full(stage), maps_.v, p_.v, work, visit, p_.head_dim_v);
+    loader_.load_v(shared_, stage, work, visit);
     v_ring_.advance();
-  }
-
-  template <typename Tile>
-  __device__ __forceinline__ void load_keys(const Tile& tile, std::uint32_t barrier,
-                                            const CUtensorMap& map, const Rows& rows,
-                                            const Work& work, const Visit& visit, int columns) {
-    load(tile, barrier, map, rows, work.tile.b, work.tile.h / p_.group, work.sequence.kv_begin,
-         visit.begin, work.sequence.kv_len, columns, visit.listed);
   }
 
   __device__ __forceinline__ void load_q(const Work& work) {
@@ -104,50 +88,18 @@ class Producer {
         }
         if (thread() == 0) shared_.write(stage, work);
       }
-      load(shared_.q(stage, group), shared_.q_full(stage, group), maps_.q, p_.q, work.tile.b,
-           work.tile.h, work.sequence.q_begin, work.tile.begin + group * kGroupRows,
-           work.sequence.q_len, p_.head_dim, ~0u);
+      loader_.load_q(shared_, stage, group, work);
     }
     q_ring_.advance();
-  }
-
-  /// Fills a tile with rows [row, …) of a sequence whose first token is `origin`.
-  template <typename Tile>
-  __device__ __forceinline__ void load(const Tile& tile, std::uint32_t barrier,
-                                       const CUtensorMap& map, const Rows& rows, int b, int h,
-                                       int origin, int row, int count, int columns,
-                                       unsigned listed) {
-    if constexpr (C.extras) {
-      if (copies_) {
-        load_tile<kGroupThreads>(tile, row_of<const T>(rows, b, h, origin), rows.stride_s,
-                                 rows.vectors, row, count, columns, listed);
-        ptx::cp_async_commit();
-        ptx::cp_async_wait<0>();
-        ptx::proxy_fence();
-        ptx::sync_group(kProducerBarrier, kGroupThreads);
-        if (thread() == 0) ptx::mbarrier_arrive(barrier);
-        return;
-      }
-    }
-    if (thread() == 0) {
-      ptx::mbarrier_arrive_expect(barrier, Tile::kBytes);
-#pragma unroll
-      for (int panel = 0; panel < Tile::kCols / Tile::kPanel; ++panel) {
-        ptx::tma_load(tile.base + panel * Tile::kRows * Tile::kPitch, &map, barrier,
-                      panel * Tile::kPanel, origin + row, h, p_.varlen ? 0 : b);
-      }
-    }
-    __syncwarp();
   }
 
   __device__ static int thread() { return static_cast<int>(threadIdx.x); }
 
   const Parameters& p_;
-  const TensorMaps& maps_;
   const Schedule& schedule_;
-  BlockWorks works_;
-  const bool copies_;
   const SharedMemory<C>& shared_;
+  const Loader loader_;
+  BlockWorks works_;
   Ring<C.stages> k_ring_, v_ring_;
   Ring<C.q_stages> q_ring_;
 };

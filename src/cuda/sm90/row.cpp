@@ -3,8 +3,10 @@
 #include <fmt/format.h>
 
 #include "cuda/host/launch.hpp"
+#include "cuda/host/reject.hpp"
 #include "cuda/sm90/backward.hpp"
 #include "cuda/sm90/forward.hpp"
+#include "cuda/sm90/sage_row.hpp"
 
 namespace tessera::cuda::sm90 {
 namespace {
@@ -12,20 +14,35 @@ namespace {
 #if TESSERA_WITH_SM90
 constexpr int kHopper = 90;
 
-std::string reject(const Problem& problem) {
-  if (std::string reason = reject_common(problem); !reason.empty()) return reason;
+/// What both rows reject.
+std::string reject_here(const Problem& problem) {
   if (const int chip = device_info(problem.device.index).compute_capability; chip != kHopper) {
     return fmt::format("needs sm_90, this is sm_{}", chip);
   }
+  return {};
+}
+
+std::string reject(const Problem& problem) {
+  if (std::string reason = reject_common(problem); !reason.empty()) return reason;
+  if (std::string reason = reject_here(problem); !reason.empty()) return reason;
   return problem.pass == Pass::forward ? reject_forward(problem) : reject_backward(problem);
 }
 std::unique_ptr<Kernel> make(const Problem& problem) {
   return problem.pass == Pass::forward ? make_forward(problem) : make_backward(problem);
 }
+std::string reject_quantised(const Problem& problem) {
+  if (std::string reason = reject_anywhere(problem); !reason.empty()) return reason;
+  if (!problem.quantised()) return "precision exact: this row quantises";
+  if (std::string reason = reject_here(problem); !reason.empty()) return reason;
+  return reject_sage(problem);
+}
 constexpr auto kMake = make;
+constexpr auto kMakeSage = make_sage;
 #else
 std::string reject(const Problem&) { return "this build has no code for sm_90a"; }
+constexpr auto reject_quantised = reject;
 constexpr std::unique_ptr<Kernel> (*kMake)(const Problem&) = nullptr;
+constexpr auto kMakeSage = kMake;
 #endif
 
 }  // namespace
@@ -33,5 +50,10 @@ constexpr std::unique_ptr<Kernel> (*kMake)(const Problem&) = nullptr;
 const Row kSm90Row{"cuda_sm90",
                    "f16 bf16, forward (head dims to 256, no dropout) and backward (to 128), wgmma",
                    no_device, reject, kMake};
+const Row kSageRow{
+    "cuda_sage_sm90",
+    "f32 f16 bf16, sage8 and sage4, forward, head dims to 256, wgmma in 8 bits, all but dropout, "
+    "bias and 16-bit PV",
+    no_device, reject_quantised, kMakeSage};
 
 }  // namespace tessera::cuda::sm90

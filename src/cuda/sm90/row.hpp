@@ -6,5 +6,6 @@
 namespace tessera::cuda::sm90 {
 
 extern const Row kSm90Row;
+extern const Row kSageRow;
 
 }  // namespace tessera::cuda::sm90

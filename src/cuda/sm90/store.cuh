@@ -3,6 +3,7 @@
 
 #include "cuda/algo/score.cuh"
 #include "cuda/algo/sequence.cuh"
+#include "cuda/ptx/mma.cuh"
 
 namespace tessera::cuda::sm90 {
 
@@ -51,11 +52,35 @@ __device__ __forceinline__ void store_row(T* row, const std::uint32_t (&words)[k
   }
 }
 
-/// Stores what queries give that see no key: zeros, and the sink as lse. One warp's work.
-template <int kRows>
+/// The same from floats.
+template <typename T, int kTiles>
+__device__ __forceinline__ void store_row_of(T* row, const float (&x)[kTiles][2], int columns,
+                                             bool vectors) {
+  std::uint32_t words[kTiles];
+#pragma unroll
+  for (int n = 0; n < kTiles; ++n) words[n] = ptx::pack<T>(x[n][0], x[n][1]);
+  store_row(row, words, columns, vectors);
+}
+
+/// The same in f32, of any alignment.
+template <int kTiles>
+__device__ __forceinline__ void store_row_f32(float* row, const float (&x)[kTiles][2],
+                                              int columns) {
+#pragma unroll
+  for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      const int column = 8 * n + static_cast<int>(threadIdx.x % 4) * 2 + e;
+      if (row != nullptr && column < columns) row[column] = x[n][e];
+    }
+  }
+}
+
+/// Stores what queries give that see no key: zeros, of the size of Bits, and the sink as lse. One
+/// warp's work.
+template <int kRows, typename Bits>
 __device__ inline void store_unattended(const Parameters& p, const TileIndex& tile,
                                         const Sequence& sequence, bool sinks) {
-  using Bits = std::uint16_t;  // of a 16-bit zero
   if (threadIdx.x >= kWarpSize) return;
   const int lane = static_cast<int>(threadIdx.x);
   const int end = min(tile.begin + kRows, sequence.q_rows);

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "cuda/ptx/wgmma.cuh"
+#include "cuda/ptx/wgmma_8bit.cuh"
 #include "cuda/tile/shared_tile.cuh"
 
 namespace tessera::cuda {
@@ -16,12 +17,16 @@ inline constexpr int kGroupRows = 64;      ///< Rows of its products.
 
 template <typename Tile>
 inline constexpr ptx::Swizzle kSwizzle =
-    Tile::kPanel == 64 ? ptx::Swizzle::bytes_128 : ptx::Swizzle::bytes_64;
+    Tile::kPitch == 128 ? ptx::Swizzle::bytes_128 : ptx::Swizzle::bytes_64;
 
-/// Columns [16 · k, 16 · k + 16) of a tile's rows, as an operand whose rows lie along k.
+/// Steps of 32 bytes along a tile's rows: one instruction's.
+template <typename Tile>
+inline constexpr int kRowSteps = Tile::kRowVectors / 2;
+
+/// Bytes [32 · k, 32 · k + 32) of a tile's rows, as an operand whose rows lie along k.
 template <typename Tile>
 __device__ __forceinline__ std::uint64_t rows_operand(const Tile& tile, int k) {
-  constexpr int kSteps = Tile::kPanel / 16;
+  constexpr int kSteps = Tile::kPitch / 32;
   return ptx::matrix_descriptor(
       tile.base + k / kSteps * (Tile::kRows * Tile::kPitch) + k % kSteps * 32, 16, 8 * Tile::kPitch,
       kSwizzle<Tile>);
@@ -34,16 +39,39 @@ __device__ __forceinline__ std::uint64_t columns_operand(const Tile& tile, int k
                                 8 * Tile::kPitch, kSwizzle<Tile>);
 }
 
-/// acc [64 × 8 · kTiles] = A Bᵀ, over the tiles' columns: the first rows of both tiles.
+/// acc [64 × 8 · kTiles] = A Bᵀ by `Product`, over the tiles' columns: the first rows of both
+/// tiles.
+template <typename Product, typename Number, int kTiles, typename TileA, typename TileB>
+__device__ __forceinline__ void start_rows_by(Number (&acc)[kTiles][4], const TileA& a,
+                                              const TileB& b) {
+  static_assert(TileA::kRows >= kGroupRows && TileB::kRows >= 8 * kTiles);
+  Product::template shared<false>(acc, rows_operand(a, 0), rows_operand(b, 0));
+#pragma unroll
+  for (int k = 1; k < kRowSteps<TileA>; ++k) {
+    Product::template shared<true>(acc, rows_operand(a, k), rows_operand(b, k));
+  }
+}
+
+/// The same on 16-bit operands.
 template <typename T, int kTiles, typename TileA, typename TileB>
 __device__ __forceinline__ void start_rows(float (&acc)[kTiles][4], const TileA& a,
                                            const TileB& b) {
-  static_assert(TileA::kRows >= kGroupRows && TileB::kRows >= 8 * kTiles);
-  using Product = ptx::Wgmma<T, 8 * kTiles>;
-  Product::template shared<false>(acc, rows_operand(a, 0), rows_operand(b, 0));
+  start_rows_by<ptx::Wgmma<T, 8 * kTiles>>(acc, a, b);
+}
+
+/// acc [64 × 8 · kTiles] = A Bᵀ in e4m3, with the rows of b from `row`, a multiple of 8, on: A
+/// [64 × columns of b] in registers.
+template <int kTiles, int kSteps, typename TileB>
+__device__ __forceinline__ void start_registers_e4m3(float (&acc)[kTiles][4],
+                                                     const std::uint32_t (&a)[kSteps][4],
+                                                     const TileB& all, int row) {
+  static_assert(8 * kTiles <= TileB::kRows && kRowSteps<TileB> == kSteps);
+  const TileB b{all.base + row * TileB::kPitch};
+  using Product = ptx::WgmmaE4m3<8 * kTiles>;
+  Product::template registers<false>(acc, a[0], rows_operand(b, 0));
 #pragma unroll
-  for (int k = 1; k < TileA::kCols / 16; ++k) {
-    Product::template shared<true>(acc, rows_operand(a, k), rows_operand(b, k));
+  for (int k = 1; k < kSteps; ++k) {
+    Product::template registers<true>(acc, a[k], rows_operand(b, k));
   }
 }
 

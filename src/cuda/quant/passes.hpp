@@ -1,0 +1,75 @@
+// The kernels of quantise(), one for each pass over a tensor.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <span>
+
+#include "cuda/algo/parameters.hpp"
+#include "cuda/quant/operands.hpp"
+#include "tessera/quant.hpp"
+#include "tessera/status.hpp"
+
+namespace tessera::cuda {
+
+/// One of q, k and v.
+struct Source {
+  Rows rows;
+  DType dtype = DType::f16;
+  bool queries = false;
+  int heads = 0, columns = 0;
+  int padded_rows = 0;  ///< Of a plane in the workspace.
+};
+
+/// What is subtracted from a source; data null: nothing.
+struct Means {
+  const float* data = nullptr;
+  bool of_blocks =
+      false;  ///< [plane, block of kTileTokens, channel], else [sequence, head, channel].
+};
+
+/// Statistics of the channels of a source over the used tokens of each sequence.
+struct Statistics {
+  enum class Kind { mean, block_means, largest };
+
+  Source source;
+  Kind kind = Kind::mean;
+  Means means;              ///< largest: subtracted first.
+  float* blocks = nullptr;  ///< [plane, block, channel]: sums or largest of blocks.
+  float* out = nullptr;     ///< As Means has them; largest: bits of magnitudes.
+};
+/// Runs all side by side; they must not depend on each other.
+Status compute_statistics(const Parameters& p, std::span<const Statistics> all,
+                          cudaStream_t stream);
+
+/// Rows of q or k to integers.
+struct RowsTarget {
+  Source source;
+  Means means;
+  ScaleGranularity granularity = ScaleGranularity::thread;
+  float levels = 127;
+  const float* largest = nullptr;  ///< Magnitudes of channels, for one scale of all.
+  std::int8_t* values = nullptr;
+  int pitch = 0;
+  float* scales = nullptr;
+};
+Status quantise_rows(const Parameters& p, const RowsTarget& target, cudaStream_t stream);
+
+/// V to E4M3, transposed and permuted.
+struct ValuesTarget {
+  Source source;
+  const float* means = nullptr;
+  const float* largest = nullptr;
+  std::uint8_t* values = nullptr;
+  float* scales = nullptr;
+};
+Status quantise_values(const Parameters& p, const ValuesTarget& target, cudaStream_t stream);
+
+/// q · k̄ of each query.
+Status compute_row_offsets(const Parameters& p, const Source& q, const float* k_means,
+                           float* offsets, cudaStream_t stream);
+/// q̄ · (k − k̄) of each key.
+Status compute_key_offsets(const Parameters& p, const Source& k, const Means& q_means,
+                           const float* k_means, const QuantisedOperands& to, cudaStream_t stream);
+
+}  // namespace tessera::cuda

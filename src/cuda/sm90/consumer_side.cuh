@@ -1,0 +1,70 @@
+// A consumer's side of the pipeline: what it waits for, and what it lets the producer have back.
+#pragma once
+
+#include "cuda/ptx/barrier.cuh"
+#include "cuda/sm90/pipeline.cuh"
+
+namespace tessera::cuda::sm90 {
+
+template <auto C>
+class ConsumerSide {
+ protected:
+  /// `group`: 0 for the first consumer, which is the block's second warpgroup.
+  __device__ ConsumerSide(const Parameters& p, const SharedMemory<C>& shared, int group)
+      : p_(p), shared_(shared), group_(group) {}
+
+  /// This warpgroup's part of a tile of queries.
+  struct GroupWork : Work {
+    Range whole;  ///< Keys that all of its rows see.
+  };
+
+  /// Waits for the next Q.
+  __device__ __forceinline__ GroupWork receive_work() {
+    ptx::mbarrier_wait(shared_.q_full(q_.stage, group_), q_.parity);
+    GroupWork work{shared_.read_work(q_.stage), {}};
+    const int begin = work.tile.begin += group_ * kGroupRows;
+    const int end = min(begin + kGroupRows, work.sequence.q_len);
+    work.whole = common_keys(p_, work.sequence, begin, end);
+    return work;
+  }
+
+  /// Waits for the next K.
+  __device__ __forceinline__ Message receive() {
+    ptx::mbarrier_wait(shared_.k_full(k_.stage), k_.parity);
+    return shared_.read(k_.stage);
+  }
+
+  /// K may be overwritten, and behind its last key tile Q.
+  __device__ __forceinline__ void release_k(const Message& visit) {
+    release(shared_.k_empty(k_.stage));
+    k_.advance();
+    if (!visit.has(Message::more)) {
+      release(shared_.q_empty(q_.stage, group_));
+      q_.advance();
+    }
+  }
+
+  /// Consumers start their products in turns, so that one's exponentials run while another
+  /// multiplies.
+  __device__ __forceinline__ void wait_turn() const {
+    ptx::sync_group(kTurnBarrier + group_, 2 * kGroupThreads);
+  }
+  __device__ __forceinline__ void pass_turn() const {
+    const int next = group_ + 1 == KernelTraits<C>::kConsumers ? 0 : group_ + 1;
+    ptx::arrive_group(kTurnBarrier + next, 2 * kGroupThreads);
+  }
+
+  /// All lanes have read what the barrier guards.
+  __device__ __forceinline__ static void release(std::uint32_t barrier) {
+    __syncwarp();
+    if (threadIdx.x % kWarpSize == 0) ptx::mbarrier_arrive(barrier);
+  }
+
+  const Parameters& p_;
+  const SharedMemory<C>& shared_;
+  const int group_;
+  Ring<C.q_stages> q_;
+  Ring<C.stages> k_, v_;
+};
+
+}  // namespace tessera::cuda::sm90

@@ -1,0 +1,133 @@
+#include "cuda/sm90/sage.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "cuda/host/launch.hpp"
+#include "cuda/host/parameters.hpp"
+#include "cuda/quant/quantise.hpp"
+#include "cuda/sm90/sage_row.hpp"
+#include "cuda/sm90/tensor_map.hpp"
+
+namespace tessera::cuda::sm90 {
+namespace {
+
+constexpr int kLargestHeadDim = 256;
+constexpr int kCounterBytes = 64;
+
+/// What kernels without extras lack.
+bool wants_extras(const Problem& problem) {
+  const Quantization& scheme = problem.quantization;
+  return problem.softcap > 0 || problem.bias || problem.alibi || problem.mask || problem.sink ||
+         !(problem.scale > 0) || scheme.granularity == ScaleGranularity::token ||
+         scheme.smooth_q != SmoothQ::none;
+}
+
+const SageVariant& choose(const Problem& problem) {
+  const auto of = [extras = wants_extras(problem)](const SageVariant(&variants)[2]) -> auto& {
+    return variants[extras ? 1 : 0];
+  };
+  if (problem.head_dim <= 64 && problem.head_dim_v <= 64) return of(sage_d64());
+  return of(problem.head_dim <= 128 ? sage_d128() : sage_d256());
+}
+
+/// Operands as the copy engine sees them: bytes travel in pairs.
+std::optional<TensorMaps> tensor_maps(const Problem& problem, const Parameters& p,
+                                      const QuantisedOperands& x, const SageConfig& c) {
+  const std::int64_t batch = problem.varlen ? 1 : problem.batch;
+  const auto plane = [&](void* data, std::int64_t heads, std::int64_t rows, std::int64_t bytes,
+                         int box_rows, int box_bytes) {
+    const Rows all = {data, heads * rows * bytes / 2, rows * bytes / 2, bytes / 2, true};
+    return tensor_map(
+        all, {DType::f16, bytes / 2, rows, heads, batch, box_rows, box_bytes % 128 == 0 ? 64 : 32});
+  };
+  const auto q = plane(x.q, p.heads_q, x.rows_q, x.pitch, 64, c.head_dim);
+  const auto k = plane(x.k, p.heads_kv, x.rows_kv, x.pitch, c.tile_n, c.head_dim);
+  // A part of V's channels: the planes of all of them lie between heads.
+  const Rows channels = {x.v, std::int64_t{p.heads_kv} * x.v_stride * x.rows_kv / 2,
+                         std::int64_t{x.v_stride} * x.rows_kv / 2, x.rows_kv / 2, true};
+  const auto v = tensor_map(channels, {DType::f16, x.rows_kv / 2, p.head_dim_v, p.heads_kv, batch,
+                                       c.head_dim_v, c.tile_n % 128 == 0 ? 64 : 32});
+  if (!q || !k || !v) return std::nullopt;
+  return TensorMaps{*q, *k, *v};
+}
+
+class SageForward final : public CudaKernel {
+ public:
+  explicit SageForward(const Problem& problem)
+      : CudaKernel(problem),
+        variant_(choose(problem)),
+        bytes_(kCounterBytes + quantised_workspace(problem, nullptr).bytes) {}
+
+  std::string config() const override {
+    const SageConfig& c = variant_.config;
+    return fmt::format("tile={}x{} head_dim={},{} warpgroups={}+1 stages={},{} shared={}K{}{}",
+                       c.tile_m, c.tile_n, c.head_dim, c.head_dim_v, c.warpgroups(), c.q_stages,
+                       c.stages, c.shared_bytes() / 1024, c.extras ? " extras" : "",
+                       problem_.precision == Precision::sage4
+                           ? " (4-bit integers, multiplied as 8-bit ones: Hopper has no other)"
+                           : "");
+  }
+  std::size_t workspace_bytes() const override { return bytes_; }
+
+ protected:
+  Status enqueue(const Arguments& arguments, cudaStream_t stream) const override {
+    const Parameters p = make_parameters(problem_, arguments);
+    auto* counter = reinterpret_cast<int*>(arguments.workspace);
+    const QuantisedWorkspace to =
+        quantised_workspace(problem_, arguments.workspace + kCounterBytes);
+    const bool offsets = to.operands.row_offsets != nullptr &&
+                         (p.lse.data != nullptr || problem_.softcap > 0 || problem_.sink);
+    if (Status status = quantise(problem_, p, to, offsets, stream); !status.ok()) return status;
+    SageOperands operands{to.operands, problem_.dtype};
+    if (!offsets) operands.tensors.row_offsets = nullptr;
+    const DeviceInfo& device = device_info(problem_.device.index);
+    return for_value_columns(
+        p, variant_.config.head_dim_v, size_of(problem_.dtype), [&](const Parameters& part) {
+          SageOperands own = operands;
+          const std::int64_t first =
+              (static_cast<std::byte*>(part.o.data) - static_cast<std::byte*>(p.o.data)) /
+              size_of(problem_.dtype);
+          own.tensors.v += first * own.tensors.rows_kv;
+          own.tensors.v_scales += first;
+          if (own.tensors.v_means != nullptr) own.tensors.v_means += first;
+          TensorMaps maps{};
+          if (problem_.seq_kv > 0 && problem_.seq_q > 0 && problem_.batch > 0) {
+            const auto made = tensor_maps(problem_, part, own.tensors, variant_.config);
+            if (!made) {
+              return Status(StatusCode::device_error,
+                            "cuda_sage_sm90 forward: the driver makes no tensor maps");
+            }
+            maps = *made;
+          }
+          return variant_.enqueue(part, maps, own, counter, device, stream);
+        });
+  }
+
+ private:
+  const SageVariant& variant_;
+  const std::size_t bytes_;
+};
+
+}  // namespace
+
+std::string reject_sage(const Problem& problem) {
+  if (std::max(problem.head_dim, problem.head_dim_v) > kLargestHeadDim) {
+    return fmt::format("head dims up to {}, not {} and {}", kLargestHeadDim, problem.head_dim,
+                       problem.head_dim_v);
+  }
+  if (problem.quantization.pv != PvFormat::fp8) return "no PV in 16 bits";
+  if (problem.dropout_p > 0) return "no dropout";
+  if (problem.bias) return "no bias";
+  return {};
+}
+
+std::unique_ptr<Kernel> make_sage(const Problem& problem) {
+  return std::make_unique<SageForward>(problem);
+}
+
+}  // namespace tessera::cuda::sm90

@@ -1,0 +1,50 @@
+// The quantised forward kernels of row cuda_sage_sm90: which there are.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "cuda/algo/parameters.hpp"
+#include "cuda/host/device.hpp"
+#include "cuda/quant/operands.hpp"
+#include "cuda/sm90/schedule.hpp"
+#include "tessera/status.hpp"
+
+namespace tessera::cuda::sm90 {
+
+/// How a block works (sage.cuh).
+struct SageConfig {
+  int head_dim, head_dim_v;  ///< Padded sizes: smaller ones are zero-filled in shared memory.
+  int tile_m, tile_n;        ///< Queries of a block, 64 for each warpgroup; keys of one step.
+  int q_stages, stages;      ///< Tiles of queries and of keys in shared memory.
+  bool extras;  ///< All features and scales; without: scale > 0 and masks by position or block.
+
+  constexpr int warpgroups() const { return tile_m / 64; }  ///< That multiply.
+  /// Of a tile of K: four for 64 keys, or one for each.
+  constexpr int scale_bytes() const { return extras ? 4 * tile_n : tile_n / 4; }
+  /// Tiles, of V with eight rows of ones, scales, and at the end barriers and messages.
+  constexpr std::size_t shared_bytes() const {
+    return q_stages * tile_m * head_dim +
+           stages * (tile_n * (head_dim + head_dim_v + 8) + scale_bytes()) + 1024;
+  }
+};
+
+/// What a quantised kernel knows besides the problem.
+struct SageOperands {
+  QuantisedOperands tensors;
+  DType out = DType::f16;
+};
+
+/// A compiled kernel.
+struct SageVariant {
+  SageConfig config;
+  /// `counter`: memory for the schedule's.
+  Status (*enqueue)(const Parameters& p, const TensorMaps& maps, const SageOperands& operands,
+                    int* counter, const DeviceInfo& device, cudaStream_t stream);
+};
+
+/// Those of one head dim (one source file each): without and with extras.
+const SageVariant (&sage_d64())[2];
+const SageVariant (&sage_d128())[2];
+const SageVariant (&sage_d256())[2];
+
+}  // namespace tessera::cuda::sm90

@@ -1,0 +1,338 @@
+// The warpgroups of a quantised kernel that multiply. See sage.cuh.
+#pragma once
+
+#include "cuda/algo/quantised_softmax.cuh"
+#include "cuda/algo/score_tile.cuh"
+#include "cuda/ptx/shared_float.cuh"
+#include "cuda/sm90/consumer_side.cuh"
+#include "cuda/sm90/sage_traits.cuh"
+#include "cuda/sm90/store.cuh"
+
+namespace tessera::cuda::sm90 {
+
+/// One warpgroup: 64 rows of each of the block's tiles of queries.
+template <SageConfig C>
+class SageConsumer : ConsumerSide<C> {
+  using Base = ConsumerSide<C>;
+  using Traits = KernelTraits<C>;
+  static constexpr int kTiles = Traits::kScoreTiles;
+  static constexpr int kGroupTiles = kKeyGroup / 8;
+  using Rules = ScoreTile<__half, 1, kTiles>;
+
+ public:
+  /// `group`: 0 for the first consumer, which is the block's second warpgroup.
+  __device__ SageConsumer(const Parameters& p, const SageOperands& operands,
+                          const SharedMemory<C>& shared, int group)
+      : Base(p, shared, group), operands_(operands) {}
+
+  /// One tile after another. Consumers compute weights in turns, each a part of the step behind the
+  /// one before it, so that some multiply while others compute.
+  __device__ __forceinline__ void run() {
+    if (group_ == Traits::kConsumers - 1) pass_turn();
+    for (Message visit = receive(); !visit.none(); visit = receive()) {
+      const GroupWork work = receive_work();
+      Registers r;
+      QuantisedSoftmax softmax;
+      read_q_scales(r, work);
+      while (true) {
+        multiply_scores(r);
+        scale_scores(r, visit, work);
+        weigh(r, softmax, visit, work);
+        multiply_values(r);
+        if (!visit.has(Message::more)) break;
+        visit = receive();
+      }
+      store(r, softmax, work);
+    }
+  }
+
+ private:
+  using Base::group_, Base::k_, Base::p_, Base::q_, Base::shared_, Base::v_;
+  using Base::receive, Base::receive_work, Base::release, Base::release_k, Base::wait_turn,
+      Base::pass_turn;
+  using typename Base::GroupWork;
+
+  /// What the products read and write.
+  struct Registers {
+    std::int32_t s[kTiles][4];             ///< Q Kᵀ in integers,
+    float w[1][kTiles][4];                 ///< scores where there is more to them,
+    std::uint32_t weights[kTiles / 4][4];  ///< weights in E4M3.
+    float o[Traits::kOutTiles][4] = {};    ///< P V,
+    float sum[2] = {0, 0};                 ///< row sums of P,
+    float exact[2] = {0, 0};               ///< and this thread's part of them before P was rounded.
+    float q_factor[2];                     ///< Rows' scales; without extras the first is both's,
+    float factor[Traits::kKeyGroups];  ///< and what scores are multiplied by, in exponents of 2.
+    float offset[2];                   ///< q · k̄, to be added to scores before their scale.
+  };
+
+  /// Scales of the thread's two rows.
+  __device__ __forceinline__ void read_q_scales(Registers& r, const GroupWork& work) const {
+    const QuantisedOperands& x = operands_.tensors;
+    const std::int64_t row = first_row(work);
+    if constexpr (C.extras) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const std::int64_t at = row + 8 * half;
+        r.q_factor[half] = x.q_scales[x.token_scales ? at : at / kQueryWarp * 8 + at % 8];
+        r.offset[half] = p_.softcap > 0 && x.row_offsets != nullptr ? x.row_offsets[at] : 0.0f;
+      }
+    } else {
+      r.q_factor[0] = p_.scale * kLog2e * x.q_scales[row / kQueryWarp * 8 + row % 8];
+    }
+  }
+
+  /// Number of the thread's first row among all rows of q.
+  __device__ __forceinline__ std::int64_t first_row(const GroupWork& work) const {
+    const int lane = static_cast<int>(threadIdx.x % kWarpSize);
+    const int warp = static_cast<int>(threadIdx.x % kGroupThreads / kWarpSize);
+    const std::int64_t plane =
+        (p_.varlen ? 0 : work.tile.b) * std::int64_t{p_.heads_q} + work.tile.h;
+    const int begin = p_.varlen ? padded_begin(work.sequence.q_begin, work.tile.b) : 0;
+    const int rows = operands_.tensors.rows_q;
+    const int row = begin + work.tile.begin + 16 * warp + lane / 4;
+    return plane * rows + min(row, rows - 9);  // Warpgroups may lie behind the last row.
+  }
+
+  /// S [64 × tile_n] = Q Kᵀ.
+  __device__ __forceinline__ void multiply_scores(Registers& r) const {
+    ptx::wgmma_fence();
+    start_rows_by<ptx::WgmmaS8<C.tile_n>>(r.s, shared_.q(q_.stage, group_), shared_.k(k_.stage));
+    ptx::wgmma_commit();
+    ptx::wgmma_wait<0>();
+    wait_turn();
+    ptx::hold(r.s);
+  }
+
+  /// What scores are multiplied by. Then K and its scales may be overwritten, and behind its last
+  /// key tile Q.
+  __device__ __forceinline__ void scale_scores(Registers& r, const Message& visit,
+                                               const GroupWork& work) {
+    if constexpr (C.extras) {
+      dequantise(r, visit, work);
+    } else {
+      const int t = static_cast<int>(threadIdx.x % 4);
+#pragma unroll
+      for (int group = 0; group < Traits::kKeyGroups; ++group) {
+        r.factor[group] =
+            r.q_factor[0] * ptx::load_shared_float(shared_.scales(k_.stage) + (4 * group + t) * 4);
+      }
+    }
+    release_k(visit);
+  }
+
+  /// From integers to q · k: scales of rows and keys, and what smoothing has subtracted.
+  __device__ __forceinline__ void dequantise(Registers& r, const Message& visit,
+                                             const GroupWork& work) const {
+    const QuantisedOperands& x = operands_.tensors;
+    const int t = static_cast<int>(threadIdx.x % 4);
+    const std::uint32_t scales = shared_.scales(k_.stage);
+    const float* offsets = nullptr;
+    if (x.key_offsets != nullptr) {
+      const std::int64_t plane =
+          (p_.varlen ? 0 : work.tile.b) * std::int64_t{p_.heads_q} + work.tile.h;
+      const int q_begin = p_.varlen ? padded_begin(work.sequence.q_begin, work.tile.b) : 0;
+      const int block = min((q_begin + work.tile.begin) / kTileTokens, x.offset_blocks - 1);
+      const int begin = p_.varlen ? padded_begin(work.sequence.kv_begin, work.tile.b) : 0;
+      offsets = x.key_offsets + (plane * x.offset_blocks + block) * x.rows_kv + begin +
+                visit.begin() + 2 * t;
+    }
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+      float2 key;
+      if (x.token_scales) {
+        key = ptx::load_shared_pair(scales + (8 * n + 2 * t) * 4);
+      } else {
+        key.x = key.y = ptx::load_shared_float(scales + (n / kGroupTiles * 4 + t) * 4);
+      }
+      float2 offset = {0, 0};
+      if (offsets != nullptr) offset = *reinterpret_cast<const float2*>(offsets + 8 * n);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const float q = r.q_factor[half];
+        r.w[0][n][2 * half] =
+            fmaf(static_cast<float>(r.s[n][2 * half]), q * key.x, offset.x + r.offset[half]);
+        r.w[0][n][2 * half + 1] =
+            fmaf(static_cast<float>(r.s[n][2 * half + 1]), q * key.y, offset.y + r.offset[half]);
+      }
+    }
+  }
+
+  /// Scores, then weights.
+  __device__ __forceinline__ void weigh(Registers& r, QuantisedSoftmax& softmax,
+                                        const Message& visit, const GroupWork& work) const {
+    const Rules rules(p_, work.sequence, work.tile.b, work.tile.h,
+                      work.tile.begin - (group_ + 1) * kGroupRows);
+    const bool inside =
+        visit.begin() >= work.whole.begin && visit.begin() + C.tile_n <= work.whole.end;
+    if constexpr (C.extras) {
+      rules.score(r.w, visit.begin());
+    } else {
+      if (visit.has(Message::full) && inside) return weigh_tile(r, softmax, r.s);
+#pragma unroll
+      for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+        for (int at = 0; at < 4; ++at) {
+          r.w[0][n][at] = static_cast<float>(r.s[n][at]) * r.factor[n / kGroupTiles];
+        }
+      }
+    }
+#pragma unroll
+    for (float& factor : r.factor) factor = 1;
+    if (!visit.has(Message::full)) rules.mask_blocks(r.w, visit.begin());
+    if (!inside) rules.mask_positions(r.w, visit.begin());
+    weigh_tile(r, softmax, r.w[0]);
+  }
+
+  template <typename Number>
+  __device__ __forceinline__ void weigh_tile(Registers& r, QuantisedSoftmax& softmax,
+                                             const Number (&s)[kTiles][4]) const {
+    float top[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      top[half] = minus_infinity();
+#pragma unroll
+      for (int group = 0; group < Traits::kKeyGroups; ++group) {
+        top[half] = fmaxf(top[half], r.factor[group] * QuantisedSoftmax::top(s, group * kGroupTiles,
+                                                                             kGroupTiles, half));
+      }
+    }
+    float by[2];
+    if (softmax.prepare(top, by)) rescale(r, by);
+    if (p_.lse.data != nullptr) {
+      exponentiate<true>(r, softmax, s);
+    } else {
+      exponentiate<false>(r, softmax, s);
+    }
+  }
+
+  /// Weights as the A operand of the second product, in the order in which V has its keys; with
+  /// kExact also their sums before they are rounded, which the lse is made of. The turn is passed
+  /// on in between.
+  template <bool kExact, typename Number>
+  __device__ __forceinline__ void exponentiate(Registers& r, const QuantisedSoftmax& softmax,
+                                               const Number (&s)[kTiles][4]) const {
+#pragma unroll
+    for (int k = 0; k < kTiles / 4; ++k) {
+      if (k == kTiles / 8) pass_turn();
+#pragma unroll
+      for (int at = 0; at < 4; ++at) {
+        const int half = at % 2;
+        float p[4];
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const int n = 4 * k + at / 2 * 2 + e / 2;
+          p[e] = softmax.weight(s[n][2 * half + e % 2], r.factor[n / kGroupTiles], half);
+          if (kExact) r.exact[half] += p[e];
+        }
+        r.weights[k][at] = ptx::pack_e4m3(p[0], p[1], p[2], p[3]);
+      }
+    }
+  }
+
+  __device__ __forceinline__ static void rescale(Registers& r, const float (&by)[2]) {
+#pragma unroll
+    for (int n = 0; n < Traits::kOutTiles; ++n) {
+#pragma unroll
+      for (int at = 0; at < 4; ++at) r.o[n][at] *= by[at / 2];
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      r.sum[half] *= by[half];
+      r.exact[half] *= by[half];
+    }
+  }
+
+  /// O [64 × Dv] += P V, and the row sums of P.
+  __device__ __forceinline__ void multiply_values(Registers& r) {
+    ptx::mbarrier_wait(shared_.v_full(v_.stage), v_.parity);
+    if constexpr (Traits::kOutTiles > 8) {
+      multiply_channels<0, 8>(r);
+      multiply_channels<8, Traits::kOutTiles - 7>(r);
+    } else {
+      multiply_channels<0, Traits::kOutTiles + 1>(r);
+    }
+    release(shared_.v_empty(v_.stage));
+    v_.advance();
+  }
+
+  /// The product with kCount tiles of channels; those behind the last are the ones. It is added up
+  /// in f32: sums of the product itself keep 13 bits only.
+  template <int kFirst, int kCount>
+  __device__ __forceinline__ void multiply_channels(Registers& r) const {
+    float part[kCount][4];
+    ptx::wgmma_fence();
+    start_registers_e4m3(part, r.weights, shared_.v(v_.stage), 8 * kFirst);
+    ptx::wgmma_commit();
+    ptx::wgmma_wait<0>();
+    ptx::hold(part);
+#pragma unroll
+    for (int n = 0; n < kCount; ++n) {
+      if (kFirst + n == Traits::kOutTiles) {
+        r.sum[0] += part[n][0];
+        r.sum[1] += part[n][2];
+      } else {
+#pragma unroll
+        for (int at = 0; at < 4; ++at) r.o[kFirst + n][at] += part[n][at];
+      }
+    }
+  }
+
+  /// Divides by the row sums, and stores o and lse of every row that exists.
+  __device__ __forceinline__ void store(const Registers& r, const QuantisedSoftmax& softmax,
+                                        const GroupWork& work) const {
+    const QuantisedOperands& x = operands_.tensors;
+    const int warp = static_cast<int>(threadIdx.x % kGroupThreads / kWarpSize);
+    const int lane = static_cast<int>(threadIdx.x % kWarpSize);
+    const bool shifted = x.row_offsets != nullptr && !(p_.softcap > 0);
+    const std::int64_t channels =
+        (std::int64_t{work.tile.b} * p_.heads_kv + work.tile.h / p_.group) * x.v_stride;
+#pragma unroll 1
+    for (int half = 0; half < 2; ++half) {
+      const int i = work.tile.begin + 16 * warp + 8 * half + lane / 4;
+      const float taken = shifted ? p_.scale * x.row_offsets[first_row(work) + 8 * half] : 0.0f;
+      const float sink = C.extras && p_.sink != nullptr ? p_.sink[work.tile.h] : minus_infinity();
+      const float sum = half == 0 ? r.sum[0] : r.sum[1];
+      auto [scale, weight, lse] =
+          softmax.finish(half, sum, half == 0 ? r.exact[0] : r.exact[1], sink - taken);
+      lse = sum == 0 ? sink : lse + taken;
+      const bool used = i < work.sequence.q_len;
+      const bool exists = i < work.sequence.q_rows;
+      if (!used) lse = minus_infinity();
+      const int token = work.sequence.q_begin + i;
+      if (p_.lse.data != nullptr && lane % 4 == 0 && exists) {
+        *scalar_of(p_.lse, work.tile.b, work.tile.h, token) = lse;
+      }
+      float row[Traits::kOutTiles][2];
+#pragma unroll
+      for (int n = 0; n < Traits::kOutTiles; ++n) {
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const int d = 8 * n + lane % 4 * 2 + e;
+          const float o = half == 0 ? r.o[n][e] : r.o[n][2 + e];
+          const bool stored = used && scale != 0 && d < p_.head_dim_v;
+          row[n][e] = stored ? o * (scale * x.v_scales[channels + d]) : 0.0f;
+          if (stored && x.v_means != nullptr) row[n][e] += weight * x.v_means[channels + d];
+        }
+      }
+      store_as(row, exists, work, token);
+    }
+  }
+
+  __device__ __forceinline__ void store_as(const float (&row)[Traits::kOutTiles][2], bool exists,
+                                           const GroupWork& work, int token) const {
+    const auto to = [&]<typename T>() {
+      return exists ? row_of<T>(p_.o, work.tile.b, work.tile.h, token) : nullptr;
+    };
+    if (operands_.out == DType::f16) {
+      store_row_of(to.template operator()<__half>(), row, p_.head_dim_v, p_.o.vectors);
+    } else if (operands_.out == DType::bf16) {
+      store_row_of(to.template operator()<__nv_bfloat16>(), row, p_.head_dim_v, p_.o.vectors);
+    } else {
+      store_row_f32(to.template operator()<float>(), row, p_.head_dim_v);
+    }
+  }
+
+  const SageOperands& operands_;
+};
+
+}  // namespace tessera::cuda::sm90
