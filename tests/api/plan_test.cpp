@@ -213,7 +213,11 @@ TEST(Plans, PlanningReadsNoTensor) {
 }
 
 /// A plan of what a row takes: both passes, or the forward pass alone, exact or quantised.
-Result<Plan> plan_of_any(const Inputs& inputs, PlanOptions options) {
+Result<Plan> plan_on(const std::string& row, const Inputs& inputs, int threads) {
+  PlanOptions options;
+  options.implementation = row;
+  options.backward = true;
+  options.threads = threads;
   Result<Plan> plan = Plan::create({}, inputs, options);
   for (const Precision precision : {Precision::exact, Precision::sage8}) {
     if (plan.ok()) break;
@@ -235,11 +239,7 @@ TEST(Plans, WorkspaceIsLinearInTheSequence) {
       Inputs inputs;
       inputs.q = inputs.k = inputs.v =
           TensorView::contiguous(nullptr, DType::bf16, {1, 4, seq, 64}, device_of(row));
-      PlanOptions options;
-      options.implementation = row;
-      options.backward = true;
-      options.threads = 2;
-      const Result<Plan> plan = plan_of_any(inputs, options);
+      const Result<Plan> plan = plan_on(row, inputs, 2);
       ASSERT_TRUE(plan.ok()) << plan.status().message();
       bytes[x] = plan->forward_workspace_bytes() + plan->backward_workspace_bytes();
     }
