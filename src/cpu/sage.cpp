@@ -6,6 +6,7 @@
 #include <bit>
 #include <numeric>
 
+#include "cpu/query_tiles.hpp"
 #include "cpu/sage_operands.hpp"
 
 namespace tessera::cpu {
@@ -29,12 +30,8 @@ class SageKernel final : public Kernel {
       : problem_(problem),
         isa_(isa),
         blocking_(choose_sage_blocking(problem, isa)),
-        operands_(problem_, isa_, layout_) {
-    grid_ = layout_.add((TileGrid::sequences(problem_) + 1) * sizeof(std::int64_t));
-    worker_floats_ = isa_.scratch_floats(blocking_, operands_.words());
-    worker_bytes_ = worker_floats_ * 4 + 2 * ((blocking_.tile_q * 4 + 63) / 64 * 64);
-    workers_ = layout_.add(problem_.threads * worker_bytes_);
-  }
+        operands_(problem_, isa_, layout_),
+        tiles_(problem_, blocking_, isa_.scratch_floats(blocking_, operands_.words()), layout_) {}
 
   std::string config() const override {
     return fmt::format("{} words={}x{}", to_string(blocking_, *isa_.exact), operands_.words(),
@@ -43,50 +40,23 @@ class SageKernel final : public Kernel {
   std::size_t workspace_bytes() const override { return layout_.bytes(); }
 
   Status run(const Arguments& arguments) const override {
-    const TileGrid grid(problem_, arguments.inputs, blocking_,
-                        reinterpret_cast<std::int64_t*>(arguments.workspace + grid_));
-    const DropoutStream dropout(problem_.dropout_p, arguments.inputs.seed, arguments.inputs.offset);
+    const TileGrid grid = tiles_.grid(arguments);
     operands_.quantise(arguments, grid);
-    const std::int64_t heads = problem_.heads_q;
-    for_each_task(*arguments.executor, problem_.threads, grid.total_tiles() * heads,
-                  [&](int worker, std::int64_t index) {
-                    const std::int64_t b = grid.sequence_of_tile(index / heads);
-                    const std::int64_t tiles = grid.tiles(b);
-                    const std::int64_t within = index - grid.tiles_before(b) * heads;
-                    // Heavy tiles first, as in the exact driver.
-                    const std::int64_t tile = tiles - 1 - within % tiles;
-                    run_tile(arguments, grid, dropout, worker, b, within / tiles, tile);
-                  });
+    tiles_.for_each<SageTile>(
+        arguments, grid, [&](const QueryTile& at, SageTile& tile, float* scratch) {
+          operands_.attach(arguments, at.b, at.h, at.sequence, at.rows.begin, tile);
+          isa_.forward(tile, scratch);
+        });
     return {};
   }
 
  private:
-  void run_tile(const Arguments& arguments, const TileGrid& grid, const DropoutStream& dropout,
-                int worker, std::int64_t b, std::int64_t h, std::int64_t index) const {
-    const Sequence s = grid.sequence(b);
-    const TileRows rows = grid.rows(s, index);
-    zero_unused_rows(problem_, arguments.outputs, b, h, s, rows);
-    if (rows.used == 0) return;
-
-    std::byte* memory = arguments.workspace + workers_ + worker * worker_bytes_;
-    auto* key_begin = reinterpret_cast<std::int32_t*>(memory + worker_floats_ * 4);
-    auto* key_end = key_begin + (blocking_.tile_q + 15) / 16 * 16;
-    SageTile tile;
-    describe_forward_tile(problem_, arguments, blocking_, dropout, b, h, s, rows, key_begin,
-                          key_end, tile);
-    operands_.attach(arguments, b, h, s, rows.begin, tile);
-    isa_.forward(tile, reinterpret_cast<float*>(memory));
-  }
-
   Problem problem_;
   const SageIsa& isa_;
   Blocking blocking_;
   WorkspaceLayout layout_;
   SageOperands operands_;
-  std::size_t grid_ = 0;
-  std::int64_t worker_floats_ = 0;
-  std::int64_t worker_bytes_ = 0;
-  std::size_t workers_ = 0;
+  QueryTiles tiles_;
 };
 
 }  // namespace
