@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# check_spills.sh LIST COMMAND…: runs a CUDA compiler (with -Xptxas=-v). What its kernels take of
-# registers, stack and shared memory goes to OBJECT.resources, a line each; it fails if one spills
-# more bytes to local memory than LIST allows it (src/cuda/spills.txt).
+# check_spills.sh LIST COMMAND…: runs a CUDA compiler (with -Xptxas=-v). What its kernels take goes to
+# OBJECT.resources, a line each: chip, registers, bytes of stack, bytes spilled (stores and loads),
+# bytes of static shared memory, kernel. It fails if one spills more than LIST allows it
+# (src/cuda/spills.txt); with - for LIST it does not.
 set -uo pipefail
 
 list=$1
@@ -36,12 +37,12 @@ awk -F "'" '
   sed -E 's/^([^(<]*(<.*>)?)\(.*\) (sm_[^ ]*) ([0-9]+) ([0-9]+) ([0-9]+) ([0-9]+)$/\3 \4 \5 \6 \7 \1/' |
   sort >"$object.resources"
 
+[ "$list" != - ] || exit 0
 awk '
   NR == FNR { if (!/^ *(#|$)/) { chips[++n] = $1; allowed[n] = $2; kernel[n] = $3 }; next }
   {
     most = 0
-    name = $0
-    sub(/^([^ ]+ ){5}/, "", name)
+    name = substr($0, length($1 $2 $3 $4 $5) + 6)
     for (x = 1; x <= n; ++x) {
       if ($1 ~ "^(" chips[x] ")$" && name ~ kernel[x] && allowed[x] > most) most = allowed[x]
     }
