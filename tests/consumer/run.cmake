@@ -1,8 +1,8 @@
 # Installs Tessera, moves the installed tree, and builds and runs programs against it: through
 # find_package and through pkg-config. Without `library_build` a static library is built first.
 #   cmake -D source=… -D work=… -D generator=… -D c_compiler=… -D cxx_compiler=… -D version=…
-#         [-D launcher=…] [-D library_build=… | -D build_type=… -D werror=… -D cuda=… -D chip=…]
-#         -P run.cmake
+#         [-D launcher=…] [-D library_build=… | -D build_type=… -D werror=…
+#         -D cuda=… -D chip=… -D check_spills=…] -P run.cmake
 cmake_minimum_required(VERSION 3.22)
 
 function(run)
@@ -24,7 +24,8 @@ else()
   set(library_build ${work}/library)
   run(${CMAKE_COMMAND} -S ${source} -B ${library_build} ${toolchain} -D BUILD_SHARED_LIBS=OFF
       -D CMAKE_BUILD_TYPE=${build_type} -D TESSERA_WERROR=${werror} -D TESSERA_BUILD_CLI=OFF
-      -D TESSERA_BUILD_TESTS=OFF -D TESSERA_CUDA=${cuda} -D CMAKE_CUDA_ARCHITECTURES=${chip})
+      -D TESSERA_BUILD_TESTS=OFF -D TESSERA_CUDA=${cuda} -D CMAKE_CUDA_ARCHITECTURES=${chip}
+      -D TESSERA_CHECK_SPILLS=${check_spills})
   run(${CMAKE_COMMAND} --build ${library_build} --parallel 2)
 endif()
 
