@@ -1,4 +1,4 @@
-/* Plans, runs and one-call forms against plain loops, on every row of the table that is usable. */
+/* Plans, runs and one-call forms against plain loops, on every exact row of the table that is usable. */
 #include "check.h"
 
 static int causal(int i, int j) { return j <= i + kSeqKv - kSeqQ; }
@@ -215,6 +215,7 @@ int main(void) {
     CHECK(row.name[0] != '\0' && row.supports[0] != '\0');
     CHECK((row.unavailable[0] == '\0') == (row.available != 0));
     if (!row.available || row.device_type != TESSERA_CPU) continue;
+    if (strstr(row.name, "_sage_") != NULL) continue; /* quantises: no exact problems */
     on_row(row.name);
     ++tested;
   }
