@@ -1,4 +1,4 @@
-/* Plans, runs and one-call forms against plain loops, on every exact row of the table that is usable. */
+/* Plans, runs and one-call forms against plain loops, on every usable exact row of the table. */
 #include "check.h"
 
 static int causal(int i, int j) { return j <= i + kSeqKv - kSeqQ; }
