@@ -183,10 +183,9 @@ void matrix_panel_gradients(const MatrixBackwardState<S>& x, const Panel& panel,
   const MatrixB q = {x.scratch.q + panel.lane0 * layout.depth, kLanes};
   const MatrixB d_o = {x.scratch.d_o + panel.lane0 * layout.depth_v, kLanes};
   for (std::int64_t i = 0; i < strips.count; ++i) {
-    const bf16* strip = packed + i * t.strip_elements;
-    multiply_strip<S, false>({strip, layout.depth}, q, layout.depth, kLanes,
+    multiply_strip<S, false>(k_strips(t).at(strips.first + i), q, layout.depth, kLanes,
                              p + i * kStrip * kLanes, kLanes);
-    multiply_strip<S, false>({strip + layout.v(), layout.depth_v}, d_o, layout.depth_v, kLanes,
+    multiply_strip<S, false>(v_strips(t).at(strips.first + i), d_o, layout.depth_v, kLanes,
                              d_s + i * kStrip * kLanes, kLanes);
   }
   const ScoreContext context = {&t.rules,

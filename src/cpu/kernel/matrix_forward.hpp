@@ -1,6 +1,6 @@
 // Forward on matrix tiles: one tile of query rows of one head against all keys it may see.
 //
-//   for each block of keys, in strips of 32                 packed K and Vᵀ, L2
+//   for each block of keys, in strips of 32                 K and packed Vᵀ, L2
 //     for each panel of up to 4 vectors of queries          S and P of a block: one unit
 //       S[key][query]  = K · Qᵀ                             bf16 tiles, f32 sums
 //       masks, m, P = exp2(f S − m), l                      the vector kernels' steps, f32
@@ -16,8 +16,10 @@
 // none and go over their scores once.
 //
 // Q is not scaled on the way in, that would round it: the factor scale · log₂e joins the
-// subtraction of the maximum. Blocks begin and end at whole strips; the keys of a strip that the
-// panel does not see have the score −inf, and packed zeros where nobody sees them.
+// subtraction of the maximum. A block of keys is made of pieces, that begin and end at whole
+// strips: part of a segment, or under a block mask several short ones, so that O is loaded and
+// stored once for all of them. The keys of a strip that the panel does not see have the score −inf,
+// and V has zeros where nobody sees them.
 #pragma once
 
 #include "cpu/kernel/forward.hpp"
@@ -148,17 +150,17 @@ void renew_maxima(const float* s, std::int64_t n, float factor, float* m, float*
   }
 }
 
-/// K or V of a block of keys that will be read soon, asked for line by line, so that it is in L2 by
-/// then: the next listed block of a block mask lies anywhere, and another thread packed it.
-struct ComingStrips {
+/// Memory that will be used soon, asked for line by line, so that it is in L2 by then: the next
+/// listed block of a block mask lies anywhere, and another thread packed it.
+struct ComingLines {
   static constexpr std::int64_t kLine = 64;
   const char* at = nullptr;
-  std::int64_t part = 0;    ///< Bytes to be read of a strip, …
-  std::int64_t stride = 0;  ///< … and from strip to strip.
-  std::int64_t left = 0;    ///< Strips.
+  std::int64_t part = 0;    ///< Bytes of a row or a strip, …
+  std::int64_t stride = 0;  ///< … and from one to the next.
+  std::int64_t left = 0;    ///< Rows or strips.
   std::int64_t offset = 0;
 
-  TESSERA_INLINE std::int64_t lines() const { return left * (part / kLine); }
+  TESSERA_INLINE std::int64_t lines() const { return left * ((part + kLine - 1) / kLine); }
   TESSERA_INLINE bool done() const { return left == 0; }
   TESSERA_INLINE void ask() {
     __builtin_prefetch(at + offset, 0, 2);
@@ -170,17 +172,41 @@ struct ComingStrips {
   }
 };
 
+/// What is asked for during one unit.
+struct ReadAhead {
+  static constexpr int kMost = 40;
+  ComingLines run[kMost];
+  int first = 0;
+  int count = 0;
+  std::int64_t lines = 0;
+
+  TESSERA_INLINE void clear() {
+    first = count = 0;
+    lines = 0;
+  }
+  TESSERA_INLINE void add(const void* at, std::int64_t part, std::int64_t stride,
+                          std::int64_t rows) {
+    if (rows <= 0 || count == kMost) return;
+    run[count] = {static_cast<const char*>(at), part, stride, rows, 0};
+    lines += run[count++].lines();
+  }
+  TESSERA_INLINE void ask() {
+    if (first == count) return;
+    run[first].ask();
+    if (run[first].done()) ++first;
+  }
+};
+
 /// What goes on while the vector units make weights: the products of the units before and after,
 /// and reading ahead. Scores may be products of another kind of tiles.
 template <class S, class Scores = S>
 struct Background {
   ProductSeries<Scores> scores;
   ProductSeries<S> values;
-  ComingStrips k;
-  ComingStrips v;
+  ReadAhead ahead;
 
   TESSERA_INLINE std::int64_t steps() const { return scores.steps() + values.steps(); }
-  TESSERA_INLINE std::int64_t lines() const { return k.lines() + v.lines(); }
+  TESSERA_INLINE std::int64_t lines() const { return ahead.lines; }
   TESSERA_INLINE void step() {
     if (!scores.done()) {
       scores.step();
@@ -188,13 +214,7 @@ struct Background {
       values.step();
     }
   }
-  TESSERA_INLINE void ask() {
-    if (!k.done()) {
-      k.ask();
-    } else if (!v.done()) {
-      v.ask();
-    }
-  }
+  TESSERA_INLINE void ask() { ahead.ask(); }
   TESSERA_INLINE void finish() {
     scores.finish();
     values.finish();
@@ -283,46 +303,96 @@ void rescale_output(const float* alpha, std::int64_t depth_v, float* o_t) {
   }
 }
 
-/// A panel and the keys of one block that it sees: what the softmax works on at a time.
-struct MatrixUnit {
-  const Panel* panel = nullptr;
+/// Keys of one segment that a panel sees, among the keys of a unit.
+struct UnitPiece {
   KeySegment segment;
   PanelStrips strips;
 };
 
-/// Gives the units of a tile: block by block, and within a block panel by panel.
+/// A panel and the keys of one block that it sees: what the softmax works on at a time.
+struct MatrixUnit {
+  static constexpr int kMostStrips = 16;
+  const Panel* panel = nullptr;
+  std::int64_t block = 0;   ///< Number of the block of keys.
+  std::int64_t strips = 0;  ///< Of all pieces.
+  int pieces = 0;
+  UnitPiece piece[kMostStrips];
+  std::int32_t places[kMostStrips];  ///< Of the strips, in the sequence.
+
+  TESSERA_INLINE std::int64_t keys() const { return strips * kStrip; }
+};
+
+/// Gives the units of a tile: block by block, and within a block panel by panel. A block gathers up
+/// to `most_pieces` segments.
 template <class S>
 class MatrixUnits {
  public:
-  MatrixUnits(const TileBase& tile, const Panels<S>& panels)
-      : tile_(tile), panels_(panels), walk_(tile.keys), panel_(panels.count) {}
+  MatrixUnits(const TileBase& tile, const Panels<S>& panels, int most_pieces)
+      : panels_(panels),
+        most_pieces_(most_pieces),
+        most_strips_(tile.blocking.block_kv / kStrip),
+        room_(most_strips_ > kFirstStrips && most_pieces > 1 ? kFirstStrips : most_strips_),
+        walk_(tile.keys),
+        panel_(panels.count) {}
 
   bool next(MatrixUnit& unit) {
     for (;;) {
       for (; panel_ < panels_.count; ++panel_) {
-        const std::int64_t step = block_ + tile_.blocking.block_kv;
-        unit.strips =
-            PanelStrips(panels_.at[panel_], block_ > segment_.begin ? block_ : segment_.begin,
-                        step < segment_.end ? step : segment_.end);
-        if (unit.strips.n <= 0) continue;
-        unit.panel = &panels_.at[panel_++];
-        unit.segment = segment_;
+        see(panels_.at[panel_], unit);
+        if (unit.pieces == 0) continue;
+        ++panel_;
         return true;
       }
-      block_ += tile_.blocking.block_kv;
-      if (block_ >= segment_.end) {
-        if (!next_segment(walk_, segment_)) return false;
-        block_ = segment_.begin / kStrip * kStrip;
-      }
+      if (!gather()) return false;
       panel_ = 0;
     }
   }
 
  private:
-  const TileBase& tile_;
+  /// The first block is small: nothing goes on beside its scores.
+  static constexpr std::int64_t kFirstStrips = 4;
+
+  bool gather() {
+    ++block_;
+    count_ = 0;
+    std::int64_t room = room_;
+    room_ = most_strips_;
+    while (room > 0 && count_ < most_pieces_) {
+      if (rest_.begin >= rest_.end && !next_segment(walk_, rest_)) break;
+      KeySegment& part = parts_[count_++];
+      part = rest_;
+      const std::int64_t first = rest_.begin / kStrip;
+      if (part.end > (first + room) * kStrip) part.end = (first + room) * kStrip;
+      room -= (part.end + kStrip - 1) / kStrip - first;
+      rest_.begin = part.end;
+    }
+    return count_ > 0;
+  }
+
+  /// The block as the panel sees it.
+  void see(const Panel& panel, MatrixUnit& unit) const {
+    unit.panel = &panel;
+    unit.block = block_;
+    unit.strips = 0;
+    unit.pieces = 0;
+    for (int i = 0; i < count_; ++i) {
+      const PanelStrips strips(panel, parts_[i].begin, parts_[i].end);
+      if (strips.n <= 0) continue;
+      unit.piece[unit.pieces++] = {parts_[i], strips};
+      for (std::int64_t strip = 0; strip < strips.count; ++strip) {
+        unit.places[unit.strips++] = static_cast<std::int32_t>(strips.first + strip);
+      }
+    }
+  }
+
   const Panels<S>& panels_;
+  const int most_pieces_;
+  const std::int64_t most_strips_;
+  std::int64_t room_;  ///< Strips of the next block.
   KeyWalk walk_;
-  KeySegment segment_;
+  KeySegment rest_;  ///< Of the segment that the last block ended in.
+  KeySegment parts_[MatrixUnit::kMostStrips];
+  int count_ = 0;
   std::int64_t block_ = 0;
   std::int64_t panel_;
 };
@@ -334,14 +404,15 @@ ProductSeries<S> scores_of(const ForwardTile& tile, const MatrixForwardScratch& 
   const StripLayout layout(tile.blocking);
   const std::int64_t lanes = unit.panel->lanes;
   ProductSeries<S> product;
-  product.a = {tile.strips + unit.strips.first * tile.strip_elements, layout.depth};
+  product.rows = k_strips(tile);
+  product.places = unit.places;
+  product.a = product.rows.at(unit.places[0]);
   product.b = {scratch.q + unit.panel->lane0 * layout.depth, lanes};
   product.depth = layout.depth;
   product.columns = lanes;
   product.c = s;
   product.c_stride = lanes;
-  product.strips = unit.strips.count;
-  product.a_strip = tile.strip_elements;
+  product.strips = unit.strips;
   return product;
 }
 
@@ -352,10 +423,9 @@ ProductSeries<S> values_of(const ForwardTile& tile, const MatrixForwardScratch& 
   const StripLayout layout(tile.blocking);
   const std::int64_t lanes = unit.panel->lanes;
   ProductSeries<S> product;
-  product.a = {tile.strips + unit.strips.first * tile.strip_elements + layout.v(), kStrip,
-               tile.strip_elements};
+  product.a = {tile.strips + layout.v(), kStrip, tile.strip_elements, unit.places};
   product.b = {p, lanes};
-  product.depth = unit.strips.keys();
+  product.depth = unit.keys();
   product.columns = lanes;
   product.c = scratch.o_t + unit.panel->lane0 * layout.depth_v;
   product.c_stride = lanes;
@@ -365,24 +435,54 @@ ProductSeries<S> values_of(const ForwardTile& tile, const MatrixForwardScratch& 
   return product;
 }
 
+template <class S, int C>
+ScoreContext context_of(const ForwardTile& tile, const MatrixForwardScratch& scratch,
+                        const Panel& panel, const PanelStrips& strips) {
+  return {&tile.rules,
+          tile.key_begin + panel.lane0,
+          tile.key_end + panel.lane0,
+          panel,
+          strips.j0,
+          strips.n,
+          scratch.bias,
+          nullptr};
+}
+
+/// Applies the score rules to a unit's products and returns what is left to multiply them by.
+template <class S, int C>
+float finish_unit(const ForwardTile& tile, const MatrixForwardScratch& scratch,
+                  const MatrixUnit& unit, float* s) {
+  float factor = 1;
+  for (int i = 0; i < unit.pieces; ++i) {
+    const UnitPiece& piece = unit.piece[i];
+    factor =
+        finish_products<S, C>(context_of<S, C>(tile, scratch, *unit.panel, piece.strips),
+                              piece.segment, piece.strips, __builtin_fabsf(tile.rules.q_scale), s);
+    s += piece.strips.keys() * C * S::kLanes;
+  }
+  return factor;
+}
+
+/// Dropout on a unit's weights.
+template <class S, int C>
+void drop_weights(const ForwardTile& tile, const MatrixForwardScratch& scratch,
+                  const MatrixUnit& unit, float* s) {
+  for (int i = 0; i < unit.pieces; ++i) {
+    const PanelStrips& strips = unit.piece[i].strips;
+    apply_dropout<S, C>(context_of<S, C>(tile, scratch, *unit.panel, strips),
+                        s + strips.offset() * C * S::kLanes);
+    s += strips.keys() * C * S::kLanes;
+  }
+}
+
 /// Scores to weights for one unit while the scores of the next unit and the output of the last one
 /// are multiplied; then O is made ready for this unit's output.
 template <class S, int C>
 void matrix_softmax(const ForwardTile& tile, const MatrixForwardScratch& scratch,
                     const MatrixUnit& unit, float* s, bf16* p, Background<S>& background) {
-  constexpr std::int64_t kLanes = C * S::kLanes;
   const Panel& panel = *unit.panel;
-  const ScoreContext context = {&tile.rules,
-                                tile.key_begin + panel.lane0,
-                                tile.key_end + panel.lane0,
-                                panel,
-                                unit.strips.j0,
-                                unit.strips.n,
-                                scratch.bias,
-                                nullptr};
-  const float factor = finish_products<S, C>(context, unit.segment, unit.strips,
-                                             __builtin_fabsf(tile.rules.q_scale), s);
-  const std::int64_t keys = unit.strips.keys();
+  const float factor = finish_unit<S, C>(tile, scratch, unit, s);
+  const std::int64_t keys = unit.keys();
   float* m = scratch.m + panel.lane0;
   float* l = scratch.l + panel.lane0;
   const bool dropout = tile.rules.dropout;
@@ -394,8 +494,8 @@ void matrix_softmax(const ForwardTile& tile, const MatrixForwardScratch& scratch
     make_weights<S, C>(s, keys, factor, m, l, true, dropout, p, background);
   }
   if (dropout) {
-    apply_dropout<S, C>(context, s + unit.strips.offset() * kLanes);
-    store_key_pairs<S>(s, keys, kLanes, p);
+    drop_weights<S, C>(tile, scratch, unit, s);
+    store_key_pairs<S>(s, keys, C * S::kLanes, p);
   }
   background.finish();
   const std::int64_t depth_v = StripLayout(tile.blocking).depth_v;
@@ -404,22 +504,33 @@ void matrix_softmax(const ForwardTile& tile, const MatrixForwardScratch& scratch
   }
 }
 
-enum class StripPart : std::uint8_t { k, v };
-
-/// One part of a unit's strips, to be read ahead; nothing if they are those of the unit before.
-template <class S>
-ComingStrips coming_strips(const ForwardTile& tile, const MatrixUnit& before,
-                           const MatrixUnit& unit, StripPart part) {
-  ComingStrips strips;
-  if (unit.strips.first == before.strips.first) return strips;
+/// K of a unit, to be read ahead.
+TESSERA_INLINE void add_coming_keys(const ForwardTile& tile, const MatrixUnit& unit,
+                                    ReadAhead& ahead) {
   const StripLayout layout(tile.blocking);
-  const std::int64_t k_bytes = layout.v() * static_cast<std::int64_t>(sizeof(bf16));
-  strips.stride = tile.strip_elements * static_cast<std::int64_t>(sizeof(bf16));
-  strips.at = reinterpret_cast<const char*>(tile.strips) + unit.strips.first * strips.stride;
-  strips.part = part == StripPart::k ? k_bytes : strips.stride - k_bytes;
-  if (part == StripPart::v) strips.at += k_bytes;
-  strips.left = unit.strips.count;
-  return strips;
+  constexpr auto kSize = static_cast<std::int64_t>(sizeof(bf16));
+  for (int i = 0; i < unit.pieces; ++i) {
+    const PanelStrips& strips = unit.piece[i].strips;
+    if (strips.first + strips.count <= tile.k_in_place) {
+      const auto* k = static_cast<const bf16*>(tile.k.data) + strips.first * kStrip * tile.k.stride;
+      ahead.add(k, layout.depth * kSize, tile.k.stride * kSize, strips.keys());
+    } else {
+      ahead.add(tile.strips + strips.first * tile.strip_elements, layout.v() * kSize,
+                tile.strip_elements * kSize, strips.count);
+    }
+  }
+}
+
+/// V likewise.
+TESSERA_INLINE void add_coming_values(const ForwardTile& tile, const MatrixUnit& unit,
+                                      ReadAhead& ahead) {
+  const StripLayout layout(tile.blocking);
+  constexpr auto kSize = static_cast<std::int64_t>(sizeof(bf16));
+  for (int i = 0; i < unit.pieces; ++i) {
+    const PanelStrips& strips = unit.piece[i].strips;
+    ahead.add(tile.strips + strips.first * tile.strip_elements + layout.v(),
+              kStrip * layout.depth_v * kSize, tile.strip_elements * kSize, strips.count);
+  }
 }
 
 /// Q packed, O and the running numbers at their start.
@@ -447,32 +558,38 @@ template <class S>
 void matrix_forward_tile(const ForwardTile& tile, float* base) {
   const MatrixForwardScratch scratch = MatrixForwardScratch::carve<S>(tile.blocking, base);
   const Panels<S> panels(tile);
-  begin_matrix_tile(tile, scratch, panels);
-  MatrixUnits<S> units(tile, panels);
-  MatrixUnit unit, coming, later;
+  MatrixUnits<S> units(tile, panels, MatrixUnit::kMostStrips);
+  // The unit before, whose output is multiplied, this one and the two after it.
+  MatrixUnit ring[4];
   Background<S> background;
+  bool more = units.next(ring[0]);
+  bool more_later = more && units.next(ring[1]);
+  if (more) {
+    add_coming_keys(tile, ring[0], background.ahead);
+    while (background.ahead.first < background.ahead.count) background.ask();
+  }
+  begin_matrix_tile(tile, scratch, panels);
   S::configure_tiles();
-  int turn = 0;
-  bool more = units.next(unit);
-  bool more_later = more && units.next(coming);
-  if (more) background.scores = scores_of<S>(tile, scratch, unit, scratch.s[turn]);
+  if (more) background.scores = scores_of<S>(tile, scratch, ring[0], scratch.s[0]);
   background.finish();
-  while (more) {
+  for (int turn = 0; more; ++turn) {
+    const MatrixUnit& unit = ring[turn % 4];
+    const MatrixUnit& coming = ring[(turn + 1) % 4];
+    MatrixUnit& later = ring[(turn + 2) % 4];
     more = more_later;
     more_later = more && units.next(later);
-    background.k = background.v = {};
+    background.ahead.clear();
+    if (turn == 0) add_coming_values(tile, unit, background.ahead);
     if (more) {
-      background.scores = scores_of<S>(tile, scratch, coming, scratch.s[1 - turn]);
-      background.v = coming_strips<S>(tile, unit, coming, StripPart::v);
+      background.scores = scores_of<S>(tile, scratch, coming, scratch.s[(turn + 1) % 2]);
+      if (coming.block != unit.block) add_coming_values(tile, coming, background.ahead);
     }
-    if (more_later) background.k = coming_strips<S>(tile, coming, later, StripPart::k);
+    if (more_later && later.block != coming.block) add_coming_keys(tile, later, background.ahead);
     with_vectors<S>(unit.panel->vectors, [&]<int C>() {
-      matrix_softmax<S, C>(tile, scratch, unit, scratch.s[turn], scratch.p[turn], background);
+      matrix_softmax<S, C>(tile, scratch, unit, scratch.s[turn % 2], scratch.p[turn % 2],
+                           background);
     });
-    background.values = values_of<S>(tile, scratch, unit, scratch.p[turn]);
-    unit = coming;
-    coming = later;
-    turn = 1 - turn;
+    background.values = values_of<S>(tile, scratch, unit, scratch.p[turn % 2]);
   }
   background.finish();
   S::release_tiles();

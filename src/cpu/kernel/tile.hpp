@@ -97,6 +97,8 @@ struct StripSource {
   Rows k, v;               ///< From the strip's first key.
   std::uint32_t used = 0;  ///< Bit j: key j exists and some query may see it.
   bool backward = false;
+  bool k_in_place = false;  ///< Rows of K are not packed, …
+  bool v_in_place = false;  ///< … nor those of V that the backward pass would read.
 };
 
 /// Both passes: one tile of query rows against all the keys it may see.
@@ -112,6 +114,9 @@ struct TileBase {
   /// kernels read the caller's rows.
   const bf16* strips = nullptr;
   std::int64_t strip_elements = 0;
+  /// So many of the first strips have no packed rows of K, or of V: read them where they lie.
+  std::int64_t k_in_place = 0;
+  std::int64_t v_in_place = 0;
 };
 
 struct ForwardTile : TileBase {
