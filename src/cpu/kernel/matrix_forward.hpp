@@ -10,7 +10,8 @@
 // The three lines are a pipeline: while the vector units make P of one unit, the tile multiplier
 // makes S of the next and O of the last. Its instructions are strewn among theirs (ProductSeries),
 // and the processor finds both side by side in its window. Hence two buffers of S and of P; O of a
-// panel is rescaled when its last unit's output has been added.
+// panel is rescaled when its last unit's output has been added. The pipeline goes on from tile to
+// tile, so several of them have Q and O in scratch.
 //
 // A row's maximum is renewed when a score exceeds it by more than kLargestExponent. Most units find
 // none and go over their scores once.
@@ -28,10 +29,12 @@
 namespace tessera::cpu {
 
 struct MatrixForwardScratch {
-  bf16* q;       ///< Per panel [depth / 2][lanes][2].
-  float* o_t;    ///< Per panel [depth_v][lanes].
-  float* m;      ///< [tile_q] running maximum, base 2.
-  float* l;      ///< [tile_q] running sum.
+  // Of each slot:
+  bf16* q;     ///< Per panel [depth / 2][lanes][2].
+  float* o_t;  ///< Per panel [depth_v][lanes].
+  float* m;    ///< [tile_q] running maximum, base 2.
+  float* l;    ///< [tile_q] running sum.
+  // Of all:
   float* alpha;  ///< [one panel] what the last step multiplies O and l by.
   float* s[2];   ///< [block_kv][one panel] scores of one unit and of the next; with dropout then P.
   bf16* p[2];    ///< [block_kv / 2][one panel][2] likewise.
@@ -39,15 +42,19 @@ struct MatrixForwardScratch {
   std::int64_t floats;
 
   template <class S>
-  static MatrixForwardScratch carve(const Blocking& b, float* base) {
+  static MatrixForwardScratch carve(const Blocking& b, float* base, int slot) {
     constexpr std::int64_t kPanel = S::kTileVectors * S::kLanes;
     const StripLayout layout(b);
     Carver carver(base);
     MatrixForwardScratch x;
-    x.q = reinterpret_cast<bf16*>(carver.floats(b.tile_q * layout.depth / 2));
-    x.o_t = carver.floats(b.tile_q * layout.depth_v);
-    x.m = carver.floats(b.tile_q);
-    x.l = carver.floats(b.tile_q);
+    for (int i = 0; i < TileSource::kSlots; ++i) {
+      MatrixForwardScratch y;
+      y.q = reinterpret_cast<bf16*>(carver.floats(b.tile_q * layout.depth / 2));
+      y.o_t = carver.floats(b.tile_q * layout.depth_v);
+      y.m = carver.floats(b.tile_q);
+      y.l = carver.floats(b.tile_q);
+      if (i == slot) x = y;
+    }
     x.alpha = carver.floats(kPanel);
     for (int i = 0; i < 2; ++i) {
       x.s[i] = carver.floats(b.block_kv * kPanel);
@@ -307,19 +314,26 @@ void rescale_output(const float* alpha, std::int64_t depth_v, float* o_t) {
 struct UnitPiece {
   KeySegment segment;
   PanelStrips strips;
+
+  TESSERA_INLINE UnitPiece() {}
 };
 
 /// A panel and the keys of one block that it sees: what the softmax works on at a time.
 struct MatrixUnit {
   static constexpr int kMostStrips = 16;
   const Panel* panel = nullptr;
+  int slot = 0;             ///< Of the tile.
   std::int64_t block = 0;   ///< Number of the block of keys.
   std::int64_t strips = 0;  ///< Of all pieces.
   int pieces = 0;
   UnitPiece piece[kMostStrips];
   std::int32_t places[kMostStrips];  ///< Of the strips, in the sequence.
 
+  TESSERA_INLINE MatrixUnit() {}
   TESSERA_INLINE std::int64_t keys() const { return strips * kStrip; }
+  TESSERA_INLINE bool has_keys_of(const MatrixUnit& other) const {
+    return slot == other.slot && block == other.block;
+  }
 };
 
 /// Gives the units of a tile: block by block, and within a block panel by panel. A block gathers up
@@ -327,18 +341,23 @@ struct MatrixUnit {
 template <class S>
 class MatrixUnits {
  public:
-  MatrixUnits(const TileBase& tile, const Panels<S>& panels, int most_pieces)
-      : panels_(panels),
-        most_pieces_(most_pieces),
-        most_strips_(tile.blocking.block_kv / kStrip),
-        room_(most_strips_ > kFirstStrips && most_pieces > 1 ? kFirstStrips : most_strips_),
-        walk_(tile.keys),
-        panel_(panels.count) {}
+  MatrixUnits() {}
+  MatrixUnits(const TileBase& tile, const Panels<S>& panels, int most_pieces) {
+    start(tile, panels, most_pieces);
+  }
+  void start(const TileBase& tile, const Panels<S>& panels, int most_pieces) {
+    panels_ = &panels;
+    panel_ = panels.count;
+    walk_ = tile.keys;
+    rest_ = {};
+    most_pieces_ = most_pieces;
+    most_strips_ = tile.blocking.block_kv / kStrip;
+  }
 
   bool next(MatrixUnit& unit) {
     for (;;) {
-      for (; panel_ < panels_.count; ++panel_) {
-        see(panels_.at[panel_], unit);
+      for (; panel_ < panels_->count; ++panel_) {
+        see(panels_->at[panel_], unit);
         if (unit.pieces == 0) continue;
         ++panel_;
         return true;
@@ -349,14 +368,10 @@ class MatrixUnits {
   }
 
  private:
-  /// The first block is small: nothing goes on beside its scores.
-  static constexpr std::int64_t kFirstStrips = 4;
-
   bool gather() {
     ++block_;
     count_ = 0;
-    std::int64_t room = room_;
-    room_ = most_strips_;
+    std::int64_t room = most_strips_;
     while (room > 0 && count_ < most_pieces_) {
       if (rest_.begin >= rest_.end && !next_segment(walk_, rest_)) break;
       KeySegment& part = parts_[count_++];
@@ -378,23 +393,24 @@ class MatrixUnits {
     for (int i = 0; i < count_; ++i) {
       const PanelStrips strips(panel, parts_[i].begin, parts_[i].end);
       if (strips.n <= 0) continue;
-      unit.piece[unit.pieces++] = {parts_[i], strips};
+      UnitPiece& piece = unit.piece[unit.pieces++];
+      piece.segment = parts_[i];
+      piece.strips = strips;
       for (std::int64_t strip = 0; strip < strips.count; ++strip) {
         unit.places[unit.strips++] = static_cast<std::int32_t>(strips.first + strip);
       }
     }
   }
 
-  const Panels<S>& panels_;
-  const int most_pieces_;
-  const std::int64_t most_strips_;
-  std::int64_t room_;  ///< Strips of the next block.
+  const Panels<S>* panels_ = nullptr;
+  int most_pieces_ = 1;
+  std::int64_t most_strips_ = 0;
   KeyWalk walk_;
   KeySegment rest_;  ///< Of the segment that the last block ended in.
   KeySegment parts_[MatrixUnit::kMostStrips];
   int count_ = 0;
   std::int64_t block_ = 0;
-  std::int64_t panel_;
+  std::int64_t panel_ = 0;
 };
 
 /// S = K · Qᵀ of a unit, to come.
@@ -554,50 +570,142 @@ void begin_matrix_tile(const ForwardTile& tile, const MatrixForwardScratch& scra
   }
 }
 
+/// The forward pass over the tiles of a source.
 template <class S>
-void matrix_forward_tile(const ForwardTile& tile, float* base) {
-  const MatrixForwardScratch scratch = MatrixForwardScratch::carve<S>(tile.blocking, base);
-  const Panels<S> panels(tile);
-  MatrixUnits<S> units(tile, panels, MatrixUnit::kMostStrips);
-  // The unit before, whose output is multiplied, this one and the two after it.
-  MatrixUnit ring[4];
-  Background<S> background;
-  bool more = units.next(ring[0]);
-  bool more_later = more && units.next(ring[1]);
-  if (more) {
-    add_coming_keys(tile, ring[0], background.ahead);
-    while (background.ahead.first < background.ahead.count) background.ask();
-  }
-  begin_matrix_tile(tile, scratch, panels);
-  S::configure_tiles();
-  if (more) background.scores = scores_of<S>(tile, scratch, ring[0], scratch.s[0]);
-  background.finish();
-  for (int turn = 0; more; ++turn) {
-    const MatrixUnit& unit = ring[turn % 4];
-    const MatrixUnit& coming = ring[(turn + 1) % 4];
-    MatrixUnit& later = ring[(turn + 2) % 4];
-    more = more_later;
-    more_later = more && units.next(later);
-    background.ahead.clear();
-    if (turn == 0) add_coming_values(tile, unit, background.ahead);
-    if (more) {
-      background.scores = scores_of<S>(tile, scratch, coming, scratch.s[(turn + 1) % 2]);
-      if (coming.block != unit.block) add_coming_values(tile, coming, background.ahead);
+class MatrixForward {
+ public:
+  MatrixForward(const TileSource& source, float* base) : source_(source), base_(base) {}
+
+  void run() {
+    // The unit before, whose output is multiplied, this one and the two after it.
+    MatrixUnit ring[4];
+    S::configure_tiles();
+    bool more = next_unit(ring[0]);
+    bool more_later = more && next_unit(ring[1]);
+    if (more) prepare_scores(ring[0], 0);
+    background_.finish();
+    for (int turn = 0; more; ++turn) {
+      const MatrixUnit& unit = ring[turn % 4];
+      const MatrixUnit& coming = ring[(turn + 1) % 4];
+      MatrixUnit& later = ring[(turn + 2) % 4];
+      more = more_later;
+      more_later = more && next_unit(later);
+      background_.ahead.clear();
+      if (more) {
+        prepare_scores(coming, turn + 1);
+        if (!coming.has_keys_of(unit)) ask_for_values(coming);
+      }
+      if (more_later && !later.has_keys_of(coming)) ask_for_keys(later);
+      const Slot& slot = slots_[unit.slot];
+      with_vectors<S>(unit.panel->vectors, [&]<int C>() {
+        matrix_softmax<S, C>(slot.tile, slot.scratch, unit, slot.scratch.s[turn % 2],
+                             slot.scratch.p[turn % 2], background_);
+      });
+      if (turn > 0) end_unit(ring[(turn + 3) % 4]);
+      background_.values = values_of<S>(slot.tile, slot.scratch, unit, slot.scratch.p[turn % 2]);
+      if (more) continue;
+      background_.finish();
+      end_unit(unit);
     }
-    if (more_later && later.block != coming.block) add_coming_keys(tile, later, background.ahead);
-    with_vectors<S>(unit.panel->vectors, [&]<int C>() {
-      matrix_softmax<S, C>(tile, scratch, unit, scratch.s[turn % 2], scratch.p[turn % 2],
-                           background);
-    });
-    background.values = values_of<S>(tile, scratch, unit, scratch.p[turn % 2]);
+    S::release_tiles();
   }
-  background.finish();
-  S::release_tiles();
-  const std::int64_t depth_v = StripLayout(tile.blocking).depth_v;
-  for (const Panel& panel : panels) {
-    finish_panel<S>(tile, panel, scratch.o_t + panel.lane0 * depth_v, scratch.m + panel.lane0,
-                    scratch.l + panel.lane0);
+
+ private:
+  struct Slot {
+    ForwardTile tile;
+    MatrixForwardScratch scratch;
+    Panels<S> panels;
+    MatrixUnits<S> units;
+    int open_units = 0;  ///< Handed out, and not yet in O.
+    bool in_use = false;
+    bool begun = false;      ///< Q is packed.
+    bool exhausted = false;  ///< All units have been handed out.
+  };
+
+  /// The next unit of the newest tile, or of one more.
+  bool next_unit(MatrixUnit& unit) {
+    for (;;) {
+      if (newest_ >= 0) {
+        Slot& slot = slots_[newest_];
+        unit.slot = newest_;
+        if (slot.units.next(unit)) {
+          ++slot.open_units;
+          return true;
+        }
+        slot.exhausted = true;
+        if (slot.open_units == 0) end_tile(slot);
+        newest_ = -1;
+      }
+      // Up to three tiles have units in the pipeline; there is a slot for one more.
+      int free = 0;
+      while (slots_[free].in_use) ++free;
+      if (!source_.next(free, slots_[free].tile)) return false;
+      start_tile(free);
+    }
   }
+
+  void start_tile(int index) {
+    Slot& slot = slots_[index];
+    slot.scratch = MatrixForwardScratch::carve<S>(slot.tile.blocking, base_, index);
+    slot.panels.set(slot.tile);
+    slot.units.start(slot.tile, slot.panels, MatrixUnit::kMostStrips);
+    slot.in_use = true;
+    slot.begun = slot.exhausted = false;
+    newest_ = index;
+  }
+
+  void begin_tile(Slot& slot) {
+    if (!slot.begun) begin_matrix_tile(slot.tile, slot.scratch, slot.panels);
+    slot.begun = true;
+  }
+
+  void end_tile(Slot& slot) {
+    begin_tile(slot);
+    const std::int64_t depth_v = StripLayout(slot.tile.blocking).depth_v;
+    for (const Panel& panel : slot.panels) {
+      finish_panel<S>(slot.tile, panel, slot.scratch.o_t + panel.lane0 * depth_v,
+                      slot.scratch.m + panel.lane0, slot.scratch.l + panel.lane0);
+    }
+    slot.in_use = false;
+  }
+
+  /// A unit's output is in O.
+  void end_unit(const MatrixUnit& unit) {
+    Slot& slot = slots_[unit.slot];
+    if (--slot.open_units == 0 && slot.exhausted) end_tile(slot);
+  }
+
+  void prepare_scores(const MatrixUnit& unit, int turn) {
+    Slot& slot = slots_[unit.slot];
+    begin_tile(slot);
+    background_.scores = scores_of<S>(slot.tile, slot.scratch, unit, slot.scratch.s[turn % 2]);
+  }
+
+  void ask_for_values(const MatrixUnit& unit) {
+    add_coming_values(slots_[unit.slot].tile, unit, background_.ahead);
+  }
+
+  void ask_for_keys(const MatrixUnit& unit) {
+    const Slot& slot = slots_[unit.slot];
+    if (!slot.begun) {
+      constexpr auto kSize = static_cast<std::int64_t>(sizeof(bf16));
+      const ForwardTile& tile = slot.tile;
+      background_.ahead.add(tile.q.data, tile.blocking.head_dim * kSize, tile.q.stride * kSize,
+                            tile.rows);
+    }
+    add_coming_keys(slot.tile, unit, background_.ahead);
+  }
+
+  const TileSource& source_;
+  float* base_;
+  Slot slots_[TileSource::kSlots];
+  int newest_ = -1;  ///< The slot that units are handed out of.
+  Background<S> background_;
+};
+
+template <class S>
+void matrix_forward(const TileSource& source, float* base) {
+  MatrixForward<S>(source, base).run();
 }
 
 }  // namespace tessera::cpu

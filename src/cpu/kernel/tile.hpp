@@ -127,6 +127,15 @@ struct ForwardTile : TileBase {
   std::int64_t lse_stride = 0;
 };
 
+/// Gives a worker its tiles. Those in different slots may be in work at the same time.
+struct TileSource {
+  static constexpr int kSlots = 4;
+  void* context = nullptr;
+  bool (*next_tile)(void* context, int slot, ForwardTile& tile) = nullptr;
+
+  bool next(int slot, ForwardTile& tile) const { return next_tile(context, slot, tile); }
+};
+
 struct BackwardTile : TileBase {
   float scale = 1;
   Rows o, d_o;
@@ -185,6 +194,8 @@ struct Isa {
   /// Elements of a packed strip of K and V, and how to pack one; null where nothing is packed.
   std::int64_t (*strip_elements)(const Blocking&, bool backward) = nullptr;
   void (*pack_strip)(const StripSource&, bf16* out) = nullptr;
+  /// Instead of `forward` where one tile's end goes on beside the next one's beginning.
+  void (*forward_all)(const TileSource&, float* scratch) = nullptr;
 };
 
 extern const Isa kIsaPortable;
