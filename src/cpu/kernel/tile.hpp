@@ -136,8 +136,18 @@ struct TileSource {
   bool next(int slot, ForwardTile& tile) const { return next_tile(context, slot, tile); }
 };
 
+/// Rows that will be read soon.
+struct RowsToCome {
+  Rows rows;
+  std::int64_t count = 0;
+  std::int64_t bytes = 0;  ///< Of a row.
+};
+
 struct BackwardTile : TileBase {
   float scale = 1;
+  /// What the worker's next tile begins with: Q, O, dO and sums of dQ; counts of 0 where unknown.
+  static constexpr int kComing = 4;
+  RowsToCome coming[kComing];
   Rows o, d_o;
   const float* lse = nullptr;
   std::int64_t lse_stride = 0;
