@@ -378,9 +378,22 @@ class MatrixForward {
   MatrixForward(const TileSource& source, float* base) : source_(source), base_(base) {}
 
   void run() {
+    S::configure_tiles();
+    do {
+      paused_ = false;
+      run_pipeline();
+    } while (paused_);
+    S::release_tiles();
+  }
+
+ private:
+  /// A tile of more units ends before the next one begins: until then the next one's scratch has
+  /// left the caches, which costs more than the pipeline's ends.
+  static constexpr std::int64_t kFewUnits = 32;
+
+  void run_pipeline() {
     // The unit before, whose output is multiplied, this one and the two after it.
     MatrixUnit ring[4];
-    S::configure_tiles();
     bool more = next_unit(ring[0]);
     bool more_later = more && next_unit(ring[1]);
     if (more) prepare_scores(ring[0], 0);
@@ -408,16 +421,15 @@ class MatrixForward {
       background_.finish();
       end_unit(unit);
     }
-    S::release_tiles();
   }
 
- private:
   struct Slot {
     ForwardTile tile;
     MatrixForwardScratch scratch;
     Panels<S> panels;
     MatrixUnits<S> units;
-    int open_units = 0;  ///< Handed out, and not yet in O.
+    std::int64_t count = 0;       ///< Of the units that were handed out, …
+    std::int64_t open_units = 0;  ///< … and of those that are not yet in O.
     bool in_use = false;
     bool begun = false;      ///< Q is packed.
     bool exhausted = false;  ///< All units have been handed out.
@@ -430,13 +442,16 @@ class MatrixForward {
         Slot& slot = slots_[newest_];
         unit.slot = newest_;
         if (slot.units.next(unit)) {
+          ++slot.count;
           ++slot.open_units;
           return true;
         }
         slot.exhausted = true;
-        if (slot.open_units == 0) end_tile(slot);
         newest_ = -1;
+        paused_ = slot.count > kFewUnits;
+        if (slot.open_units == 0) end_tile(slot);
       }
+      if (paused_) return false;
       // Up to three tiles have units in the pipeline; there is a slot for one more.
       int free = 0;
       while (slots_[free].in_use) ++free;
@@ -450,6 +465,7 @@ class MatrixForward {
     slot.scratch = MatrixForwardScratch::carve<S>(slot.tile.blocking, base_, index);
     slot.panels.set(slot.tile);
     slot.units.start(slot.tile, slot.panels, MatrixUnit::kMostStrips);
+    slot.count = 0;
     slot.in_use = true;
     slot.begun = slot.exhausted = false;
     newest_ = index;
@@ -500,7 +516,8 @@ class MatrixForward {
   const TileSource& source_;
   float* base_;
   Slot slots_[TileSource::kSlots];
-  int newest_ = -1;  ///< The slot that units are handed out of.
+  int newest_ = -1;      ///< The slot that units are handed out of.
+  bool paused_ = false;  ///< The pipeline is to end before the next tile.
   Background<S> background_;
 };
 
