@@ -24,6 +24,12 @@ bool wants_small_tiles(const Problem& problem) {
   return problem.causal || problem.windowed() || problem.block_mask;
 }
 
+/// A tile of queries that overlaps several rows of a block mask visits what any of them lists, with
+/// a test of each element: fewer rows overlap fewer.
+int rows_beyond_blocks(const Problem& problem, const ForwardConfig& config) {
+  return problem.block_mask && problem.block_q % config.tile_m != 0 ? config.tile_m : 0;
+}
+
 /// Whether much of the work is in key tiles that a third of a query tile does not see. (Asking
 /// costs long sequences 1 to 2 %.)
 bool passes_over_pays(const Problem& problem) {
@@ -43,9 +49,9 @@ const ForwardVariant* choose(const Problem& problem, bool extras) {
         continue;
       }
       const auto rank = [&problem](const ForwardConfig& config) {
-        return std::tuple(config.head_dim, config.head_dim_v,
+        return std::tuple(config.head_dim, config.head_dim_v, rows_beyond_blocks(problem, config),
                           wants_small_tiles(problem) ? config.tile_n : -config.tile_n,
-                          config.passes_over != passes_over_pays(problem));
+                          config.passes_over != passes_over_pays(problem), -config.tile_m);
       };
       if (best == nullptr || rank(c) < rank(best->config)) best = &variant;
     }
