@@ -8,7 +8,8 @@
 A step is forward, backward and fused AdamW on random tokens, without dropout. Contenders of one
 size and context live in one process and take turns; times are medians over turns. Peak memory is
 one contender's: weights, optimizer and everything alive during its step. --part block is one
-transformer block without optimizer, for comparing attention on a CPU.
+transformer block without optimizer, for comparing attention on a CPU. `none` is a step without
+attention, which bounds what any attention can reach.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import model as gpt2
 
 VOCABULARY = 50257
 RATE = 1e-4
+CONTENDERS = (*gpt2.ATTENTIONS, gpt2.NONE)
 
 
 class ModelStep:
@@ -191,7 +193,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     add("--part", default="model", choices=("model", "block"))
     add("--sizes", type=names(gpt2.SIZES), default=["small"])
     add("--contexts", type=sizes, default=[1024], help="such as 1024,4096,16384,65536")
-    add("--attention", type=names(gpt2.ATTENTIONS), default=["eager", "sdpa", "tessera"])
+    add("--attention", type=names(CONTENDERS), default=["eager", "sdpa", "tessera"])
     add("--pattern", default="local_global", choices=gpt2.PATTERNS, help="of tessera_sparse")
     add("--compile", type=answers, default=[False], help="no, yes or no,yes")
     add("--precision", default="autocast", choices=gpt2.PRECISIONS)
