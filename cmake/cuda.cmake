@@ -1,5 +1,6 @@
 # Finds a CUDA toolkit that can build the CUDA backend and sets TESSERA_WITH_CUDA. Machine code for
-# Ampere, Ada and Hopper and PTX for what comes after, unless CMAKE_CUDA_ARCHITECTURES narrows it.
+# Ampere, Ada (which runs sm_80's) and Hopper and PTX for what comes after, unless
+# CMAKE_CUDA_ARCHITECTURES says otherwise.
 set(TESSERA_WITH_CUDA OFF)
 if(TESSERA_CUDA STREQUAL "AUTO")
   find_package(CUDAToolkit 12.0 QUIET)
@@ -8,8 +9,7 @@ elseif(TESSERA_CUDA)
 endif()
 if(TESSERA_CUDA AND CUDAToolkit_FOUND)
   if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES AND NOT DEFINED ENV{CUDAARCHS})
-    set(CMAKE_CUDA_ARCHITECTURES 80-real 86-real 89-real 90a-real 90-virtual
-        CACHE STRING "Chips to build CUDA kernels for")
+    set(CMAKE_CUDA_ARCHITECTURES 80 90a-real CACHE STRING "Chips to build CUDA kernels for")
   endif()
   if(NOT DEFINED CMAKE_CUDA_COMPILER AND NOT DEFINED ENV{CUDACXX})
     set(CMAKE_CUDA_COMPILER ${CUDAToolkit_NVCC_EXECUTABLE})

@@ -12,7 +12,7 @@
 namespace tessera::cuda::sm80 {
 namespace {
 
-constexpr int kLargestHeadDim = 256;
+constexpr int kLargestHeadDim = 512;
 constexpr std::size_t kAlignment = 64;
 
 bool wants_extras(const Problem& problem) {
@@ -22,7 +22,8 @@ bool wants_extras(const Problem& problem) {
 
 const BackwardVariant* choose(const Problem& problem) {
   return choose_backward(
-      problem, {backward_d64(), backward_d96(), backward_d128(), backward_d192(), backward_d256()});
+      problem, {backward_d64(), backward_d96(), backward_d128(), backward_d192(), backward_d256(),
+                backward_d512()});
 }
 
 std::size_t aligned(std::size_t bytes) {

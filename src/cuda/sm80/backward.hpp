@@ -84,6 +84,7 @@ std::span<const BackwardVariant> backward_d96();
 std::span<const BackwardVariant> backward_d128();
 std::span<const BackwardVariant> backward_d192();
 std::span<const BackwardVariant> backward_d256();
+std::span<const BackwardVariant> backward_d512();
 
 /// The first variant of a list that takes the problem, with head dims ascending; null: none.
 const BackwardVariant* choose_backward(

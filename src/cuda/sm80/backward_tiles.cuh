@@ -9,11 +9,9 @@
 
 namespace tessera::cuda::sm80 {
 
-/// Shared memory that a block may have on the chip that code is being generated for; 0 if that is
-/// not known (PTX, which later chips compile for themselves).
-#if __CUDA_ARCH__ == 800 || __CUDA_ARCH__ == 870
-inline constexpr int kChipSharedBytes = 163 * 1024;
-#elif __CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890
+/// Shared memory that a block may have on the chip that code is being generated for; 0 if several
+/// chips run it (sm_80's also 8.6 and 8.9, and its PTX all later ones).
+#if __CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890
 inline constexpr int kChipSharedBytes = 99 * 1024;
 #elif defined(__CUDA_ARCH_FEAT_SM90_ALL)
 inline constexpr int kChipSharedBytes = 227 * 1024;
