@@ -29,6 +29,27 @@ __device__ __forceinline__ void bulk_load(std::uint32_t to, const void* from, in
       : "memory");
 }
 
+/// Starts to copy the box at `from` in shared memory to (x0, x1, x2, x3) of the tensor; what would
+/// lie outside of it is left out. Of the thread's next group.
+__device__ __forceinline__ void tma_store(const void* map, std::uint32_t from, int x0, int x1,
+                                          int x2, int x3) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4, %5}], [%1];\n"
+      :
+      : "l"(map), "r"(from), "r"(x0), "r"(x1), "r"(x2), "r"(x3)
+      : "memory");
+}
+
+/// Closes a group of copies to global memory.
+__device__ __forceinline__ void bulk_commit() {
+  asm volatile("cp.async.bulk.commit_group;\n" ::: "memory");
+}
+
+/// Waits until the engine has read the shared memory of all of the thread's groups.
+__device__ __forceinline__ void bulk_wait_read() {
+  asm volatile("cp.async.bulk.wait_group.read 0;\n" ::: "memory");
+}
+
 /// Fetches a tensor map ahead of its first use.
 __device__ __forceinline__ void tma_prefetch(const void* map) {
   asm volatile("prefetch.tensormap [%0];\n" : : "l"(map) : "memory");

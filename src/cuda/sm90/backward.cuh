@@ -21,9 +21,9 @@
 //   wait for d_v, d_k of the last part: its registers, Q and d_O are free
 //   start d_p
 //   wait for s, d_p; p, d_s
-//   meet the other consumer; start d_q of the last step
+//   start d_q of the last step, once the other consumer's d_s of it is there, too
 //   start d_v, d_k
-//   d_s to shared memory
+//   d_s to shared memory, once both have read what was there
 //   wait for d_q; add it
 //
 // So d_q is a step late, and nobody waits for the other's d_s. While one consumer computes

@@ -90,6 +90,7 @@ class BackwardConsumer {
       weigh(s, d_p, step, 0, part, operands);
       start_key_gradients(operands, 0, part, d_k, d_v);
     }
+    arrive(memory_.d_s_full(0));
   }
 
   __device__ __forceinline__ void later_parts(const QueryStep& step, const QueryStep& before,
@@ -115,10 +116,15 @@ class BackwardConsumer {
       finish_scores(s, d_p);
       weigh(s, d_p, step, stage, part, operands);
       QueryGradient d_q;
-      if (part == 0) start_d_q(d_q, (number - 1) % C.stages);
+      if (part == 0) {
+        start_d_q(d_q, number - 1);
+        ptx::mbarrier_wait(memory_.d_s_empty(stage), phase(number) ^ 1);
+      }
       start_key_gradients(operands, stage, part, d_k, d_v);
+      if (part == Traits::kParts - 1) arrive(memory_.d_s_full(stage));
       if (part == 0) {
         ptx::wgmma_wait<1>();
+        arrive(memory_.d_s_empty((number - 1) % C.stages));
         add(d_q, before);
       }
     }
@@ -128,7 +134,7 @@ class BackwardConsumer {
   __device__ __forceinline__ void last_d_q(const QueryStep& last, int number) {
     if (added_to_ >= 0) sm80::end_turn(accumulators_, added_to_);
     QueryGradient d_q;
-    start_d_q(d_q, (number - 1) % C.stages);
+    start_d_q(d_q, number - 1);
     ptx::wgmma_wait<0>();
     add(d_q, last);
     if (added_to_ >= 0) sm80::end_turn(accumulators_, added_to_);
@@ -203,10 +209,10 @@ class BackwardConsumer {
     ptx::hold(d_v[0]);
   }
 
-  /// This consumer's half of d_q = d_s K, of the step before. Consumers meet first: both have
-  /// written its d_s, and have read that of the step before it, whose place is written next.
-  __device__ __forceinline__ void start_d_q(QueryGradient& d_q, int stage) const {
-    ptx::sync_group(kBackwardMeetingBarrier, Traits::kConsumerThreads);
+  /// This consumer's half of d_q = d_s K of a step, once both consumers' d_s is there.
+  __device__ __forceinline__ void start_d_q(QueryGradient& d_q, int number) const {
+    const int stage = number % C.stages;
+    ptx::mbarrier_wait(memory_.d_s_full(stage), phase(number));
     ptx::wgmma_fence();
     if constexpr (Traits::kParts == 1) {
       start_across<T>(d_q[0], memory_.d_s(stage),
@@ -230,9 +236,11 @@ class BackwardConsumer {
   }
 
   /// The group has read Q, d_O and scalars of a stage.
-  __device__ __forceinline__ void release(int stage) const {
+  __device__ __forceinline__ void release(int stage) const { arrive(memory_.empty(stage)); }
+  /// Once for the warp.
+  __device__ __forceinline__ static void arrive(std::uint32_t barrier) {
     __syncwarp();
-    if (threadIdx.x % kWarpSize == 0) ptx::mbarrier_arrive(memory_.empty(stage));
+    if (threadIdx.x % kWarpSize == 0) ptx::mbarrier_arrive(barrier);
   }
 
   __device__ __forceinline__ void clear_keys(const typename S::Keys& tile) const {

@@ -17,8 +17,9 @@ using sm80::QueryStep;
 using sm80::QueryWalk;
 
 inline constexpr int kBackwardStages = 2;
-/// Barriers: K and V, and for each stage Q, d_O, scalars, and that they are free again.
-inline constexpr int kBackwardBarriers = 2 + 4 * kBackwardStages;
+/// Barriers: K and V; for each stage Q, d_O, scalars, that they are free again, that d_s is there
+/// and that it has been read.
+inline constexpr int kBackwardBarriers = 2 + 6 * kBackwardStages;
 
 constexpr BackwardConfig backward_config(int head_dim, int queries) {
   BackwardConfig c{head_dim, 128, queries, 8, 1, 16, kBackwardStages, 1};
@@ -107,6 +108,12 @@ class BackwardMemory {
   }
   __device__ __forceinline__ std::uint32_t empty(int stage) const {
     return barrier(2 + 3 * C.stages + stage);
+  }
+  __device__ __forceinline__ std::uint32_t d_s_full(int stage) const {
+    return barrier(2 + 4 * C.stages + stage);
+  }
+  __device__ __forceinline__ std::uint32_t d_s_empty(int stage) const {
+    return barrier(2 + 5 * C.stages + stage);
   }
 
   /// One thread calls it, before all others are let on.

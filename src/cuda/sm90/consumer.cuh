@@ -5,6 +5,7 @@
 #include "cuda/algo/softmax.cuh"
 #include "cuda/algo/uniform.cuh"
 #include "cuda/ptx/barrier.cuh"
+#include "cuda/ptx/stmatrix.cuh"
 #include "cuda/ptx/tma.cuh"
 #include "cuda/sm90/consumer_side.cuh"
 #include "cuda/sm90/forward_traits.cuh"
@@ -25,8 +26,13 @@ class Consumer : ConsumerSide<C> {
 
  public:
   /// `group`: 0 for the first consumer, which is the block's second warpgroup.
-  __device__ Consumer(const Parameters& p, const SharedMemory<C>& shared, int group)
-      : Base(p, shared, group), scored_(C.extras && Rules::needed(p)) {}
+  /// `copies`: tensors are not the copy engine's.
+  __device__ Consumer(const Parameters& p, const ForwardMaps& maps, bool copies,
+                      const SharedMemory<C>& shared, int group)
+      : Base(p, shared, group),
+        maps_(maps),
+        copied_(C.extras && copies),
+        scored_(C.extras && Rules::needed(p)) {}
 
   /// Each step starts the product of the next scores, then that of the last weights, and computes
   /// the next weights while the latter runs.
@@ -36,13 +42,24 @@ class Consumer : ConsumerSide<C> {
       const GroupWork work = receive_work();
       Registers r;
       Softmax softmax(factor());
+      if constexpr (C.passes_over) {
+        if (!work.sees(now)) {
+          pass_over(now, true);
+          let_go_of_q();
+          store(r, softmax, work);
+          continue;
+        }
+      }
       ptx::wgmma_fence();
       start_scores(r);
       finish_scores<0>(r, now);
+      let_go_of_q();
       weigh(r, softmax, now, work);
       softmax.pack(r.s, r.weights);
+      Message next;
       while (now.has(Message::more)) {
-        const Message next = receive();
+        next = receive();
+        if (C.passes_over && !work.sees(next)) break;
         wait_turn();
         ptx::wgmma_fence();
         start_scores(r);
@@ -58,14 +75,16 @@ class Consumer : ConsumerSide<C> {
       ptx::wgmma_fence();
       start_output(r, now, work);
       finish_output(r);
+      if (C.passes_over && now.has(Message::more)) pass_over(next, false);
       store(r, softmax, work);
     }
+    if constexpr (Traits::kHoldsQ) ptx::bulk_wait_read();
   }
 
  private:
   using Base::group_, Base::k_, Base::p_, Base::q_, Base::shared_, Base::v_;
   using Base::receive, Base::receive_work, Base::release, Base::release_k, Base::wait_turn,
-      Base::pass_turn;
+      Base::pass_turn, Base::pass_over;
   using typename Base::GroupWork;
 
   /// What the products read and write.
@@ -160,35 +179,88 @@ class Consumer : ConsumerSide<C> {
     }
   }
 
-  /// Divides by the row sums, and stores o and lse of every row that exists.
-  __device__ __forceinline__ void store(const Registers& r, const Softmax& softmax,
-                                        const GroupWork& work) const {
-    const int warp = static_cast<int>(threadIdx.x % kGroupThreads / kWarpSize);
-    const int lane = static_cast<int>(threadIdx.x % kWarpSize);
-    const float sink = C.extras && p_.sink != nullptr ? p_.sink[work.tile.h] : minus_infinity();
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int i = work.tile.begin + 16 * warp + 8 * half + lane / 4;
-      auto [scale, lse] = softmax.finish(0, half, sink);
-      const bool used = i < work.sequence.q_len;
-      const bool exists = i < work.sequence.q_rows;
-      if (!used) lse = minus_infinity();
-      const int token = work.sequence.q_begin + i;
-      if (p_.lse.data != nullptr && lane % 4 == 0 && exists) {
-        *scalar_of(p_.lse, work.tile.b, work.tile.h, token) = lse;
+  /// The Q of the work before, once the copy engine has read o from there.
+  __device__ __forceinline__ void let_go_of_q() {
+    if constexpr (Traits::kHoldsQ) {
+      if (uniform(static_cast<int>(held_)) != 0) {
+        ptx::bulk_wait_read();
+        release(shared_.q_empty(q_.stage ^ 1, group_));
       }
-      std::uint32_t words[Traits::kOutTiles];
-#pragma unroll
-      for (int n = 0; n < Traits::kOutTiles; ++n) {
-        const float(&x)[4] = r.o[0][n];
-        words[n] = used ? ptx::pack<T>(x[2 * half] * scale, x[2 * half + 1] * scale) : 0;
-      }
-      T* row = exists ? row_of<T>(p_.o, work.tile.b, work.tile.h, token) : nullptr;
-      store_row(row, words, p_.head_dim_v, !C.extras || p_.o.vectors);
+      held_ = false;
     }
   }
 
+  /// Divides by the row sums, and stores o and lse of every row that exists.
+  __device__ __forceinline__ void store(const Registers& r, const Softmax& softmax,
+                                        const GroupWork& work) {
+    const int warp = uniform(static_cast<int>(threadIdx.x % kGroupThreads / kWarpSize));
+    const int lane = static_cast<int>(threadIdx.x % kWarpSize);
+    const float sink = C.extras && p_.sink != nullptr ? p_.sink[work.tile.h] : minus_infinity();
+    const int first = work.tile.begin + kOutputRows * warp;
+    std::uint32_t words[2][Traits::kOutTiles];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int i = first + 8 * half + lane / 4;
+      auto [scale, lse] = softmax.finish(0, half, sink);
+      const bool used = i < work.sequence.q_len;
+      if (!used) lse = minus_infinity();
+      if (p_.lse.data != nullptr && lane % 4 == 0 && i < work.sequence.q_rows) {
+        *scalar_of(p_.lse, work.tile.b, work.tile.h, work.sequence.q_begin + i) = lse;
+      }
+#pragma unroll
+      for (int n = 0; n < Traits::kOutTiles; ++n) {
+        const float(&x)[4] = r.o[0][n];
+        words[half][n] = used ? ptx::pack<T>(x[2 * half] * scale, x[2 * half + 1] * scale) : 0;
+      }
+    }
+    if constexpr (Traits::kHoldsQ) {
+      ptx::sync_group(kGroupBarrier + group_, kGroupThreads);  // all have read Q
+      held_ = true;
+      q_.advance();
+      // In a packed tensor the next sequence's rows may follow.
+      if (!copied_ && (!p_.varlen || first + kOutputRows <= work.sequence.q_rows)) {
+        store_box(words, work, first, warp);
+        return;
+      }
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int i = first + 8 * half + lane / 4;
+      T* row = i < work.sequence.q_rows
+                   ? row_of<T>(p_.o, work.tile.b, work.tile.h, work.sequence.q_begin + i)
+                   : nullptr;
+      store_row(row, words[half], p_.head_dim_v, !C.extras || p_.o.vectors);
+    }
+  }
+
+  /// The warp's rows of o, through shared memory, where its rows of Q were, to global memory.
+  __device__ __forceinline__ void store_box(const std::uint32_t (&words)[2][Traits::kOutTiles],
+                                            const GroupWork& work, int first, int warp) const {
+    using Tile = SharedTile<T, kGroupRows, C.head_dim_v>;
+    const int lane = static_cast<int>(threadIdx.x % kWarpSize);
+    const Tile tile{shared_.q(q_.stage ^ 1, group_).base};
+#pragma unroll
+    for (int n = 0; n < Traits::kOutTiles; n += 2) {
+      ptx::stmatrix_x4(tile.at(kOutputRows * warp + lane % 16, n + lane / 16), words[0][n],
+                       words[1][n], words[0][n + 1], words[1][n + 1]);
+    }
+    ptx::proxy_fence();
+    __syncwarp();
+    if (lane == 0) {
+#pragma unroll
+      for (int column = 0; column < C.head_dim_v; column += Tile::kPanel) {
+        ptx::tma_store(&maps_.o, tile.rows_from(kOutputRows * warp).columns_from(column).base,
+                       column, work.sequence.q_begin + first, work.tile.h,
+                       p_.varlen ? 0 : work.tile.b);
+      }
+      ptx::bulk_commit();
+    }
+  }
+
+  const ForwardMaps& maps_;
+  const bool copied_;
   const bool scored_;  ///< Scores take more than a scale.
+  bool held_ = false;  ///< Q of the work before.
 };
 
 }  // namespace tessera::cuda::sm90

@@ -15,16 +15,23 @@ class ConsumerSide {
 
   /// This warpgroup's part of a tile of queries.
   struct GroupWork : Work {
-    Range whole;  ///< Keys that all of its rows see.
+    Range whole;   ///< Keys that all of its rows see.
+    int seen_end;  ///< Behind the last key that any of them sees.
+
+    /// Whether any row sees keys from this tile on. Tiles ascend.
+    __device__ __forceinline__ bool sees(const Message& visit) const {
+      return visit.begin() < seen_end;
+    }
   };
 
   /// Waits for the next Q.
   __device__ __forceinline__ GroupWork receive_work() {
     ptx::mbarrier_wait(shared_.q_full(q_.stage, group_), q_.parity);
-    GroupWork work{shared_.read_work(q_.stage), {}};
+    GroupWork work{shared_.read_work(q_.stage), {}, 0};
     const int begin = work.tile.begin += group_ * kGroupRows;
     const int end = min(begin + kGroupRows, work.sequence.q_len);
     work.whole = common_keys(p_, work.sequence, begin, end);
+    if (begin < end) work.seen_end = visible_keys(p_, work.sequence, begin, end).end;
     return work;
   }
 
@@ -34,13 +41,31 @@ class ConsumerSide {
     return shared_.read(k_.stage);
   }
 
-  /// K may be overwritten, and behind its last key tile Q.
+  /// K may be overwritten, and behind its last key tile Q, unless it is held.
   __device__ __forceinline__ void release_k(const Message& visit) {
     release(shared_.k_empty(k_.stage));
     k_.advance();
-    if (!visit.has(Message::more)) {
+    if (!KernelTraits<C>::kHoldsQ && !visit.has(Message::more)) {
       release(shared_.q_empty(q_.stage, group_));
       q_.advance();
+    }
+  }
+
+  /// Lets go of key tiles from `visit` on, which none of its rows sees; their K has come.
+  /// `first`: the work's first tile, which has no turn.
+  __device__ __forceinline__ void pass_over(Message visit, bool first) {
+    while (true) {
+      if (!first) {
+        wait_turn();
+        pass_turn();
+      }
+      first = false;
+      release_k(visit);
+      ptx::mbarrier_wait(shared_.v_full(v_.stage), v_.parity);
+      release(shared_.v_empty(v_.stage));
+      v_.advance();
+      if (!visit.has(Message::more)) return;
+      visit = receive();
     }
   }
 

@@ -24,6 +24,19 @@ bool wants_small_tiles(const Problem& problem) {
   return problem.causal || problem.windowed() || problem.block_mask;
 }
 
+/// A tile of queries that overlaps several rows of a block mask visits what any of them lists, with
+/// a test of each element: fewer rows overlap fewer.
+int rows_beyond_blocks(const Problem& problem, const ForwardConfig& config) {
+  return problem.block_mask && problem.block_q % config.tile_m != 0 ? config.tile_m : 0;
+}
+
+/// Whether much of the work is in key tiles that a third of a query tile does not see. (Asking
+/// costs long sequences 1 to 2 %.)
+bool passes_over_pays(const Problem& problem) {
+  constexpr std::int64_t kLongest = 4096;
+  return (problem.causal || problem.windowed()) && problem.seq_kv <= kLongest;
+}
+
 /// The variant for a problem: that of the smallest head dims that take it.
 const ForwardVariant* choose(const Problem& problem, bool extras) {
   const ForwardVariant* best = nullptr;
@@ -36,8 +49,9 @@ const ForwardVariant* choose(const Problem& problem, bool extras) {
         continue;
       }
       const auto rank = [&problem](const ForwardConfig& config) {
-        return std::tuple(config.head_dim, config.head_dim_v,
-                          wants_small_tiles(problem) ? config.tile_n : -config.tile_n);
+        return std::tuple(config.head_dim, config.head_dim_v, rows_beyond_blocks(problem, config),
+                          wants_small_tiles(problem) ? config.tile_n : -config.tile_n,
+                          config.passes_over != passes_over_pays(problem), -config.tile_m);
       };
       if (best == nullptr || rank(c) < rank(best->config)) best = &variant;
     }
@@ -45,8 +59,8 @@ const ForwardVariant* choose(const Problem& problem, bool extras) {
   return best;
 }
 
-std::optional<TensorMaps> tensor_maps(const Problem& problem, const Parameters& p,
-                                      const ForwardConfig& c) {
+std::optional<ForwardMaps> tensor_maps(const Problem& problem, const Parameters& p,
+                                       const ForwardConfig& c) {
   const std::int64_t batch = problem.varlen ? 1 : problem.batch;
   const int panel = c.panel();
   const auto q = tensor_map(p.q, {c.dtype, problem.head_dim, problem.seq_q, problem.heads_q, batch,
@@ -55,17 +69,20 @@ std::optional<TensorMaps> tensor_maps(const Problem& problem, const Parameters& 
       p.k, {c.dtype, problem.head_dim, problem.seq_kv, problem.heads_kv, batch, c.tile_n, panel});
   const auto v = tensor_map(
       p.v, {c.dtype, problem.head_dim_v, problem.seq_kv, problem.heads_kv, batch, c.tile_n, panel});
-  if (!q || !k || !v) return std::nullopt;
-  return TensorMaps{*q, *k, *v};
+  const auto o = tensor_map(p.o, {c.dtype, problem.head_dim_v, problem.seq_q, problem.heads_q,
+                                  batch, kOutputRows, panel});
+  if (!q || !k || !v || !o) return std::nullopt;
+  return ForwardMaps{{*q, *k, *v}, *o};
 }
 
 }  // namespace
 
 std::string Forward::config() const {
   const ForwardConfig& c = variant_.config;
-  return fmt::format("tile={}x{} head_dim={},{} warpgroups={}+1 stages={},{} shared={}K{}",
+  return fmt::format("tile={}x{} head_dim={},{} warpgroups={}+1 stages={},{} shared={}K{}{}",
                      c.tile_m, c.tile_n, c.head_dim, c.head_dim_v, c.warpgroups(), c.q_stages,
-                     c.stages, c.shared_bytes() / 1024, c.extras ? " extras" : "");
+                     c.stages, c.shared_bytes() / 1024, c.extras ? " extras" : "",
+                     c.passes_over ? " passes_over" : "");
 }
 
 Status Forward::enqueue(const Arguments& arguments, cudaStream_t stream) const {
@@ -73,7 +90,7 @@ Status Forward::enqueue(const Arguments& arguments, cudaStream_t stream) const {
   auto* counter = reinterpret_cast<int*>(arguments.workspace);
   const DeviceInfo& device = device_info(problem_.device.index);
   if (p.o.vectors && problem_.seq_kv > 0 && problem_.seq_q > 0 && problem_.batch > 0) {
-    const std::optional<TensorMaps> maps = tensor_maps(problem_, p, variant_.config);
+    const std::optional<ForwardMaps> maps = tensor_maps(problem_, p, variant_.config);
     if (maps) return variant_.enqueue(p, &*maps, counter, device, stream);
   }
   return general_.enqueue(p, nullptr, counter, device, stream);

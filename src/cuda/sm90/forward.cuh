@@ -15,7 +15,7 @@
 //                                              │ pass the turn on
 //                                              │ wait for S: features → mask → 2^(S − m), row sums
 //                                              │ wait for O; P_j = S
-//                                              O += P V; O / row sums → o, from registers
+//                                              O += P V; O / row sums → shared, where Q was → o
 //
 // A warpgroup's exponentials run under its own second product and under the products of the others,
 // which the turns keep apart. Registers go from the producer, which needs few, to the consumers.
@@ -46,7 +46,7 @@ namespace tessera::cuda::sm90 {
 
 template <typename Config>
 __global__ void __launch_bounds__(KernelTraits<Config::value>::kThreads, 1)
-    forward(const __grid_constant__ Parameters p, const __grid_constant__ TensorMaps maps,
+    forward(const __grid_constant__ Parameters p, const __grid_constant__ ForwardMaps maps,
             bool copies, const __grid_constant__ Schedule schedule) {
   constexpr ForwardConfig C = Config::value;
   using Traits = KernelTraits<C>;
@@ -62,14 +62,14 @@ __global__ void __launch_bounds__(KernelTraits<Config::value>::kThreads, 1)
     Producer<C, ForwardLoader<C>>(p, schedule, shared, ForwardLoader<C>(p, maps, all)).run();
   } else {
     ptx::take_registers<Traits::kConsumerRegisters>();
-    Consumer<C>(p, shared, group).run();
+    Consumer<C>(p, maps, copies, shared, group).run();
   }
 }
 
 template <ForwardConfig C>
 constexpr ForwardVariant forward_variant() {
-  return {C, [](const Parameters& p, const TensorMaps* maps, int* counter, const DeviceInfo& device,
-                cudaStream_t stream) {
+  return {C, [](const Parameters& p, const ForwardMaps* maps, int* counter,
+                const DeviceInfo& device, cudaStream_t stream) {
             constexpr std::string_view kName = "cuda_sm90 forward";
             Schedule schedule;
             if (Status status = make_schedule(kName, p, {C.tile_m, 2, maps != nullptr}, counter,
@@ -80,7 +80,7 @@ constexpr ForwardVariant forward_variant() {
             return launch(kName, forward<Constant<C>>,
                           std::min(schedule.works, device.multiprocessors),
                           KernelTraits<C>::kThreads, C.shared_bytes(), stream, p,
-                          maps != nullptr ? *maps : TensorMaps{}, maps == nullptr, schedule);
+                          maps != nullptr ? *maps : ForwardMaps{}, maps == nullptr, schedule);
           }};
 }
 

@@ -14,6 +14,8 @@
 
 namespace tessera::cuda::sm90 {
 
+inline constexpr int kOutputRows = 16;  ///< Rows of a warp.
+
 /// How a block works (forward.cuh).
 struct ForwardConfig {
   DType dtype;
@@ -22,7 +24,10 @@ struct ForwardConfig {
   int q_stages;              ///< Query tiles in shared memory: 2 to have the next one in time.
   int stages;                ///< Key tiles in shared memory.
   bool extras;  ///< Softcap, bias, ALiBi, boolean mask, sink, scale ≤ 0; any strides.
+  bool passes_over = false;  ///< Warpgroups leave out key tiles that none of their rows sees.
 
+  /// Whether o goes to memory by the copy engine, from where Q was: another Q is there by then.
+  constexpr bool stages_output() const { return q_stages == 2 && head_dim_v <= head_dim; }
   constexpr int warpgroups() const { return tile_m / 64; }  ///< That multiply.
   /// Columns of a panel of a tile (SharedTile).
   constexpr int panel() const { return head_dim % 64 == 0 && head_dim_v % 64 == 0 ? 64 : 32; }
@@ -32,12 +37,17 @@ struct ForwardConfig {
   }
 };
 
+/// The copy engine's view of the tensors: o in boxes of a warp's rows.
+struct ForwardMaps : TensorMaps {
+  CUtensorMap o;
+};
+
 /// A compiled kernel.
 struct ForwardVariant {
   ForwardConfig config;
   /// `maps` null: threads copy instead of the engine; `extras` only.
   /// `counter`: memory for the schedule's.
-  Status (*enqueue)(const Parameters& p, const TensorMaps* maps, int* counter,
+  Status (*enqueue)(const Parameters& p, const ForwardMaps* maps, int* counter,
                     const DeviceInfo& device, cudaStream_t stream);
 };
 

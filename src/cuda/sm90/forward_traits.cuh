@@ -15,6 +15,7 @@ struct KernelTraits<C> {
   static constexpr int kScoreTiles = C.tile_n / 8;
   static constexpr int kOutTiles = C.head_dim_v / 8;
   static constexpr int kScaleBytes = 0;
+  static constexpr bool kHoldsQ = C.stages_output();
   /// Registers of a thread. A block starts with as many for all as 65536 allow, in steps of 8.
   static constexpr int kProducerRegisters = kConsumers == 3 ? 32 : 40;
   static constexpr int kConsumerRegisters = kConsumers == 3 ? 160 : 232;

@@ -17,6 +17,7 @@ struct KernelTraits<C> {
   static constexpr int kScoreTiles = C.tile_n / 8;
   static constexpr int kOutTiles = C.head_dim_v / 8;
   static constexpr int kKeyGroups = C.tile_n / kKeyGroup;
+  static constexpr bool kHoldsQ = false;
   static constexpr int kScaleBytes = C.scale_bytes();
   static constexpr int kProducerRegisters = kConsumers == 3 ? 32 : 40;
   static constexpr int kConsumerRegisters = kConsumers == 3 ? 160 : 232;

@@ -31,14 +31,18 @@ inline Status make_schedule(std::string_view kernel, const Parameters& p, const 
   if (tiles * p.heads_q > std::numeric_limits<int>::max()) {
     return Status(StatusCode::unsupported, std::string(kernel) + ": more tiles than int counts");
   }
-  const bool equal = p.window_left == kUnbounded && p.window_right == kUnbounded && !p.varlen &&
-                     p.block_mask.row_offsets == nullptr;
-  // Blocks on the same K and V at the same time need them once from memory; 8 are enough.
+  const bool masked_blocks = p.block_mask.row_offsets != nullptr;
+  const bool equal =
+      p.window_left == kUnbounded && p.window_right == kUnbounded && !p.varlen && !masked_blocks;
+  // Blocks on the same K and V at the same time need them once from memory; 8 are enough. Under a
+  // block mask they are at different keys, which only the cache brings together.
   const std::int64_t plane_bytes =
       std::int64_t{division.element_bytes} * (p.head_dim + p.head_dim_v) * p.seq_kv;
   const std::int64_t cached = device.l2_bytes / 2 / std::max<std::int64_t>(plane_bytes, 1);
-  const std::int64_t planes =
-      equal ? 1 : std::max<std::int64_t>(cached, device.multiprocessors / 8);
+  const std::int64_t planes = equal ? 1
+                              : masked_blocks
+                                  ? cached
+                                  : std::max<std::int64_t>(cached, device.multiprocessors / 8);
   schedule = {static_cast<int>(p.varlen ? tiles : tiles / std::max(p.batch, 1)),
               static_cast<int>(tiles * p.heads_q),
               static_cast<int>(std::clamp<std::int64_t>(
