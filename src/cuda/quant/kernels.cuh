@@ -46,6 +46,15 @@ __device__ __forceinline__ std::uint32_t quantised(const float (&x)[8], int firs
   return inverse == 0 ? 0 : __byte_perm(low, high, 0x5410);
 }
 
+/// Eight integers of at most 4 bits in one word, from two words of bytes.
+__device__ __forceinline__ std::uint32_t packed_pairs(std::uint32_t low, std::uint32_t high) {
+  const auto pairs = [](std::uint32_t bytes) {
+    bytes &= 0x0f0f0f0fu;
+    return bytes | bytes >> 4;
+  };
+  return __byte_perm(pairs(low), pairs(high), 0x6420);
+}
+
 /// Whether key j is in a block that some query block of a head of the group of h_kv lists.
 __device__ inline bool key_listed(const Parameters& p, int b, int h_kv, int j) {
   const BlockMaskView& mask = p.block_mask;

@@ -50,7 +50,8 @@ struct RowsTarget {
   float levels = 127;
   const float* largest = nullptr;  ///< Magnitudes of channels, for one scale of all.
   std::int8_t* values = nullptr;
-  int pitch = 0;
+  int pitch = 0;        ///< Bytes.
+  bool packed = false;  ///< Two integers a byte.
   float* scales = nullptr;
 };
 Status quantise_rows(const Parameters& p, const RowsTarget& target, cudaStream_t stream);
@@ -64,6 +65,15 @@ struct ValuesTarget {
   float* scales = nullptr;
 };
 Status quantise_values(const Parameters& p, const ValuesTarget& target, cudaStream_t stream);
+
+/// V to f16 where that is its dtype, else to bf16; zero where it is not used.
+struct HalfValuesTarget {
+  Source source;
+  const float* means = nullptr;
+  void* values = nullptr;
+  int pitch = 0;  ///< Elements, a multiple of 8.
+};
+Status round_values(const Parameters& p, const HalfValuesTarget& target, cudaStream_t stream);
 
 /// q · k̄ of each query.
 Status compute_row_offsets(const Parameters& p, const Source& q, const float* k_means,

@@ -32,7 +32,7 @@ class Quantiser {
       if (Status status = compute_statistics(p_, these, stream); !status.ok()) return status;
     }
     const RowsTarget targets[] = {{q_, q_means(), scheme_.granularity, levels_, scratch_.q_largest,
-                                   x_.q, x_.pitch, x_.q_scales},
+                                   x_.q, x_.pitch, x_.packed, x_.q_scales},
                                   {k_,
                                    {scratch_.k_means},
                                    scheme_.granularity,
@@ -40,15 +40,12 @@ class Quantiser {
                                    scratch_.k_largest,
                                    x_.k,
                                    x_.pitch,
+                                   x_.packed,
                                    x_.k_scales}};
     for (const RowsTarget& target : targets) {
       if (Status status = quantise_rows(p_, target, stream); !status.ok()) return status;
     }
-    if (Status status =
-            quantise_values(p_, {v_, x_.v_means, scratch_.v_largest, x_.v, x_.v_scales}, stream);
-        !status.ok()) {
-      return status;
-    }
+    if (Status status = convert_values(stream); !status.ok()) return status;
     if (smooth_k && row_offsets) {
       if (Status status = compute_row_offsets(p_, q_, scratch_.k_means, x_.row_offsets, stream);
           !status.ok()) {
@@ -66,6 +63,13 @@ class Quantiser {
     std::size_t count = 0;
     void add(const Statistics& s) { of[count++] = s; }
   };
+
+  Status convert_values(cudaStream_t stream) const {
+    if (x_.v_half == nullptr) {
+      return quantise_values(p_, {v_, x_.v_means, scratch_.v_largest, x_.v, x_.v_scales}, stream);
+    }
+    return round_values(p_, {v_, x_.v_means, x_.v_half, x_.v_pitch}, stream);
+  }
 
   Means q_means() const { return {scratch_.q_means, scheme_.smooth_q == SmoothQ::block}; }
 
