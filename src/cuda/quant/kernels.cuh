@@ -122,6 +122,21 @@ __device__ inline TileRows rows_of_sequence(const Parameters& p, const Source& s
   return rows;
 }
 
+/// Used tokens of [begin, begin + count).
+__device__ __forceinline__ int count_used(const Parameters& p, const Source& source,
+                                          const TileRows& rows, int begin, int count) {
+  const int end = min(begin + count, rows.length);
+  if (source.queries || p.block_mask.row_offsets == nullptr) return max(end - begin, 0);
+  int used = 0;
+  for (int j = begin; j < end;) {
+    const int next =
+        (j / static_cast<int>(p.block_mask.block_kv) + 1) * static_cast<int>(p.block_mask.block_kv);
+    if (key_listed(p, rows.b, rows.h, j)) used += min(next, end) - j;
+    j = next;
+  }
+  return used;
+}
+
 /// The tile of block `x`; false: there is none. Whole warps call it.
 __device__ inline bool locate_rows(const Parameters& p, const Source& source, int x,
                                    TileRows& rows) {

@@ -11,6 +11,8 @@ inline constexpr int kTileTokens = 128;
 inline constexpr int kQueryWarp = 32;  ///< Queries that have eight scales, i % 8.
 inline constexpr int kKeyGroup = 64;   ///< Keys that have four scales, j % 8 / 2.
 
+inline constexpr int kCounterInts = 16;  ///< In front of the statistics' counters.
+
 /// Planes are [batch, heads]; packed problems have one of all sequences, each from its padded_begin
 /// on.
 struct QuantisedOperands {
@@ -43,6 +45,8 @@ struct QuantiseScratch {
   float *q_sums = nullptr, *k_sums = nullptr, *v_sums = nullptr;  ///< [plane, block, channel]
   float *q_means = nullptr, *k_means = nullptr;  ///< [sequence, heads, channel], or q's of blocks.
   float *q_largest = nullptr, *k_largest = nullptr, *v_largest = nullptr;
+  int* counters = nullptr;        ///< Of the work, then of statistics; v_largest lies behind them.
+  std::size_t cleared_bytes = 0;  ///< From there to the end of v_largest.
 };
 
 }  // namespace tessera::cuda

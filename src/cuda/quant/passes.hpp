@@ -66,6 +66,27 @@ struct ValuesTarget {
 };
 Status quantise_values(const Parameters& p, const ValuesTarget& target, cudaStream_t stream);
 
+/// All of these in one launch on sm_90, where smoothing subtracts means of sequences from q and k
+/// at most and scales are those of threads.
+struct FusedTarget {
+  Source q, k, v;
+  float levels = 127;
+  int pitch = 0;
+  float *q_sums = nullptr, *k_sums = nullptr;    ///< Of blocks,
+  float *q_means = nullptr, *k_means = nullptr;  ///< null: nothing is subtracted.
+  float* v_largest = nullptr;
+  std::int8_t *q_values = nullptr, *k_values = nullptr;
+  std::uint8_t* v_values = nullptr;
+  float *q_scales = nullptr, *k_scales = nullptr, *v_scales = nullptr;
+  int* counter = nullptr;  ///< Cleared here, with all that lies behind it:
+  std::size_t cleared_bytes = 0;
+  int* state = nullptr;  ///< two of each head of k, v and q of each sequence.
+};
+/// Whether it takes the rows of a tensor.
+bool fused_takes(const Source& source);
+Status quantise_fused(const Parameters& p, const FusedTarget& target, int multiprocessors,
+                      cudaStream_t stream);
+
 /// V to f16 where that is its dtype, else to bf16; zero where it is not used.
 struct HalfValuesTarget {
   Source source;

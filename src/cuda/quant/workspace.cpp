@@ -88,7 +88,12 @@ QuantisedWorkspace quantised_workspace(const Problem& problem, std::byte* base, 
     carver.take(s.q_largest, sequences_q * d);
     carver.take(s.k_largest, sequences_kv * d);
   }
-  if (!half) carver.take(s.v_largest, sequences_kv * dv);
+  if (!half) {
+    const std::size_t first = carver.bytes();
+    carver.take(s.counters, kCounterInts + 2 * (2 * sequences_kv + sequences_q));
+    carver.take(s.v_largest, sequences_kv * dv);
+    s.cleared_bytes = carver.bytes() - first;
+  }
   to.bytes = carver.bytes();
   return to;
 }
