@@ -11,6 +11,7 @@ is not timed. Times are medians.
   bench/peers.py --suite decode --dtype f16 --output bench/results
   bench/peers.py --suite sparse --head-dim 128
   bench/peers.py --suite varlen
+  bench/peers.py --passes forward --head-dim 128 --precisions sage8,sage4
 """
 
 import argparse
@@ -365,6 +366,22 @@ def measure_cell(cell, options, tessera, stopwatch):
     plan.forward()
     if backward:
         plan.backward()
+    # With quantising, and without an lse, like the peers without gradients.
+    quantised = {
+        precision: tessera_c.Plan(
+            q,
+            k,
+            v,
+            causal=cell["causal"],
+            block_mask=block_mask,
+            cu_seqlens=starts_of(cell),
+            precision=precision,
+            lse=False,
+        )
+        for precision in options.precisions
+    }
+    for made in quantised.values():
+        made.forward()
     peers, missing = make_peers(options.backends, cell, tensors, blocks, backward)
     torch.cuda.synchronize()
     error = disagreement(plan, peers, backward)
@@ -375,10 +392,13 @@ def measure_cell(cell, options, tessera, stopwatch):
             continue
         contenders = {"tessera": getattr(plan, name)}
         contenders |= {peer: getattr(made, name) for peer, made in peers.items()}
+        if name == "forward":
+            contenders |= {precision: made.forward for precision, made in quantised.items()}
         times = in_turns(contenders, stopwatch, options.budget)
         work = work_of(cell, density, name == "backward")
         extra = {peer: made.extra[name] for peer, made in peers.items()}
         extra["tessera"] = plan.workspace_bytes[index]
+        extra |= {precision: made.workspace_bytes[0] for precision, made in quantised.items()}
         ms = {contender: statistics.median(t) for contender, t in times.items()}
         records.append(
             cell
@@ -425,7 +445,7 @@ def columns(record, options, limits):
         "row": record["implementation"],
         "tessera": f"{record['tflops']['tessera']:.1f}",
     }
-    for peer in options.backends:
+    for peer in [*options.precisions, *options.backends]:
         line[peer] = f"{record['tflops'][peer]:.1f}" if peer in record["tflops"] else "–"
     for peer in options.backends:
         times = ratio(record, peer)
@@ -494,6 +514,7 @@ def write_record(options, machine, limits, records, text):
     os.makedirs(options.output, exist_ok=True)
     chip = machine["chip"].lower().replace("nvidia ", "").replace(" ", "-")
     names = [machine["date"][:10], chip, options.suite, options.dtype, options.implementation]
+    names += options.precisions
     stem = os.path.join(options.output, "-".join(filter(None, names)))
     with open(stem + ".json", "w", encoding="utf-8") as file:
         json.dump(dict(machine=machine, ceilings=limits, records=records), file, indent=1)
@@ -534,6 +555,12 @@ def parse_options(arguments):
         help=f"default {','.join(BACKENDS)},{FLEX}; sparse: {FLEX}; varlen: {VARLEN}",
     )
     parser.add_argument("--implementation", default="", help="force this row of Tessera's table")
+    parser.add_argument(
+        "--precisions",
+        type=names(["sage8", "sage4"]),
+        default=[],
+        help="of Tessera's forward pass, to time beside its exact one",
+    )
     parser.add_argument("--head-dim", type=sizes, help="instead of the suite's")
     parser.add_argument("--seq", type=sizes, help="instead of the suite's")
     parser.add_argument("--layout", default="bshd", choices=["bshd", "bhsd"], help="in memory")

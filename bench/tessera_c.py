@@ -40,6 +40,8 @@ class Plan:
         cu_seqlens=None,
         implementation="",
         threads=0,
+        precision="exact",
+        lse=True,
     ):
         load()
         from tessera import _arguments, _array_attention, _arrays, _library
@@ -52,7 +54,7 @@ class Plan:
             softcap=None,
             dropout_p=0.0,
             scale=None,
-            precision="exact",
+            precision=precision,
             plan=None,
             layer=None,
             deterministic=False,
@@ -69,7 +71,8 @@ class Plan:
             self._views |= views
             return {name: view.pointer for name, view in views.items()}
 
-        self._outputs = _library.Outputs(**pointers(o=self.o, lse=self.lse))
+        outputs = dict(o=self.o, lse=self.lse) if lse else dict(o=self.o)
+        self._outputs = _library.Outputs(**pointers(**outputs))
         passes = _library.FORWARD
         if d_o is not None:
             passes |= _library.BACKWARD

@@ -8,7 +8,8 @@
 A step is forward, backward and fused AdamW on random tokens, without dropout. Contenders of one
 size and context live in one process and take turns; times are medians over turns. Peak memory is
 one contender's: weights, optimizer and everything alive during its step. --part block is one
-transformer block without optimizer, for comparing attention on a CPU.
+transformer block without optimizer, for comparing attention on a CPU. `none` is a step without
+attention, which bounds what any attention can reach.
 """
 
 from __future__ import annotations
@@ -26,21 +27,21 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 import log
 import model as gpt2
 
-VOCABULARY = 50257
 RATE = 1e-4
+CONTENDERS = (*gpt2.ATTENTIONS, gpt2.NONE)
 
 
 class ModelStep:
     """Training steps of a whole model."""
 
     def __init__(self, cell: dict, attention: str, compiled: bool, device: torch.device) -> None:
-        config = gpt2.configuration(cell["size"], VOCABULARY, cell["context"])
+        config = gpt2.configuration(cell["size"], cell["vocabulary"], cell["context"])
         self._model = gpt2.make_model(config, attention, cell["precision"], device, seed=0)
         self._optimizer = gpt2.make_optimizer(self._model, RATE)
         self._run = torch.compile(self._model, dynamic=False) if compiled else self._model
         self._precision = cell["precision"]
         shape = cell["batch"], cell["context"]
-        self._tokens = torch.randint(VOCABULARY, shape, device=device)
+        self._tokens = torch.randint(cell["vocabulary"], shape, device=device)
 
     def __call__(self) -> None:
         self._optimizer.zero_grad(set_to_none=True)
@@ -52,7 +53,7 @@ class BlockStep:
     """Forward and backward passes of one transformer block."""
 
     def __init__(self, cell: dict, attention: str, compiled: bool, device: torch.device) -> None:
-        config = gpt2.configuration(cell["size"], VOCABULARY, cell["context"])
+        config = gpt2.configuration(cell["size"], cell["vocabulary"], cell["context"])
         config._attn_implementation = gpt2.WHOLE if attention == "tessera" else attention
         dtype = torch.bfloat16 if cell["precision"] == "bf16" else torch.float32
         torch.manual_seed(0)
@@ -191,10 +192,11 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     add("--part", default="model", choices=("model", "block"))
     add("--sizes", type=names(gpt2.SIZES), default=["small"])
     add("--contexts", type=sizes, default=[1024], help="such as 1024,4096,16384,65536")
-    add("--attention", type=names(gpt2.ATTENTIONS), default=["eager", "sdpa", "tessera"])
+    add("--attention", type=names(CONTENDERS), default=["eager", "sdpa", "tessera"])
     add("--pattern", default="local_global", choices=gpt2.PATTERNS, help="of tessera_sparse")
     add("--compile", type=answers, default=[False], help="no, yes or no,yes")
     add("--precision", default="autocast", choices=gpt2.PRECISIONS)
+    add("--vocabulary", type=int, default=50257, help="50304 has fast matrix products")
     add("--tokens", type=int, default=16384, help="a step; the batch is this over the context")
     add("--turns", type=int, default=7)
     add("--steps", type=int, default=3, help="timed in each turn")
@@ -216,6 +218,7 @@ def main(arguments: list[str] | None = None) -> list[dict]:
             cell = dict(
                 size=size,
                 context=context,
+                vocabulary=options.vocabulary,
                 batch=max(1, options.tokens // context),
                 precision=options.precision,
                 part=options.part,

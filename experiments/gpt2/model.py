@@ -25,6 +25,9 @@ WHOLE = "tessera_whole"
 AttentionInterface.register(WHOLE, attention_forward)
 AttentionInterface.register("sdpa_whole", sdpa_attention_forward)
 ATTENTIONS = ("eager", "sdpa", "sdpa_whole", "tessera", SPARSE)
+# What a step costs without attention: o = v. For benchmarks: no attention is faster than that.
+NONE = "none"
+AttentionInterface.register(NONE, lambda module, q, k, v, mask, **others: (v.transpose(1, 2), None))
 EVALUATED = (*ATTENTIONS, "tessera_sage8", "tessera_sage4")
 PATTERNS = {  # key blocks that a query block visits, of those that causality leaves
     "butterfly": tessera.BlockMask.butterfly,

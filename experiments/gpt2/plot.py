@@ -28,6 +28,7 @@ COLOURS = {
     "sdpa_whole": "tab:red",
     "tessera": "tab:blue",
     "tessera_sparse": "tab:green",
+    "none": "lightgray",
 }
 
 

@@ -105,13 +105,13 @@ def test_compiled_models_have_no_mask(attention):
 
 
 @pytest.mark.parametrize("part", ["model", "block"])
-def test_benchmark(tmp_path, part, monkeypatch):
-    monkeypatch.setattr(benchmark, "VOCABULARY", 97)
+def test_benchmark(tmp_path, part):
     path = tmp_path / "speed.json"
     options = ["--part", part, "--sizes", "tiny", "--contexts", "32", "--tokens", "64"]
+    options += ["--vocabulary", "97", "--attention", "eager,sdpa,tessera,none"]
     options += ["--precision", "f32", "--turns", "2", "--steps", "1", "--device", "cpu"]
     records = benchmark.main([*options, "--output", str(path)])
-    assert [r["attention"] for r in records] == ["eager", "sdpa", "tessera"]
+    assert [r["attention"] for r in records] == ["eager", "sdpa", "tessera", "none"]
     assert all(r["batch"] == 2 and r["tokens_per_second"] > 0 for r in records)
     assert json.loads(path.read_text())["records"] == records
 

@@ -102,13 +102,13 @@ class Call {
         k_(view_of(a.k, "k")),
         v_(view_of(a.v, "v")),
         bias_(a.bias, "bias"),
-        mask_(a.mask, "mask"),
+        mask_(a.mask, "mask", "bool"),
         alibi_slopes_(a.alibi_slopes, "alibi"),
         sinks_(a.sinks, "sinks"),
-        q_lens_(a.q_lens, "q_lens"),
-        kv_lens_(a.kv_lens, "kv_lens"),
-        cu_seqlens_q_(a.cu_seqlens_q, "cu_seqlens_q"),
-        cu_seqlens_k_(a.cu_seqlens_k, "cu_seqlens_k") {
+        q_lens_(a.q_lens, "q_lens", kLengths),
+        kv_lens_(a.kv_lens, "kv_lens", kLengths),
+        cu_seqlens_q_(a.cu_seqlens_q, "cu_seqlens_q", kLengths),
+        cu_seqlens_k_(a.cu_seqlens_k, "cu_seqlens_k", kLengths) {
     attention_.struct_size = sizeof attention_;
     attention_.causal = a.causal;
     attention_.alignment = a.top_left ? TESSERA_TOP_LEFT : TESSERA_BOTTOM_RIGHT;

@@ -65,14 +65,12 @@ void check(tessera_status status) {
   throw std::runtime_error(message);
 }
 
-tessera_tensor view_of(const Tensor& tensor, const char* name) {
+tessera_tensor view_of(const Tensor& tensor, const char* name, const char* expected) {
   tessera_tensor view{};
   view.struct_size = sizeof view;
   view.dtype = to_tessera_dtype(dtype_of(tensor));
   if (view.dtype < 0) {
-    throw_invalid_argument(std::string(name) +
-                           ": dtype unknown to Tessera, expected float32, float16, bfloat16, "
-                           "float64, int32 or bool");
+    throw_invalid_argument(std::string(name) + ": dtype unknown to Tessera, expected " + expected);
   }
   const auto sizes = tensor.sizes();
   const auto strides = tensor.strides();
@@ -87,8 +85,8 @@ tessera_tensor view_of(const Tensor& tensor, const char* name) {
   return view;
 }
 
-OptionalView::OptionalView(const OptionalTensor& tensor, const char* name) {
-  if (tensor) view_ = view_of(*tensor, name);
+OptionalView::OptionalView(const OptionalTensor& tensor, const char* name, const char* expected) {
+  if (tensor) view_ = view_of(*tensor, name, expected);
 }
 
 Tensor empty(const Tensor& like, int32_t dtype, int rank, const int64_t* sizes,

@@ -20,13 +20,17 @@ using OptionalTensor = std::optional<Tensor>;
 /// Throws what a failed call left in tessera_last_error, as above for TESSERA_INVALID_ARGUMENT.
 void check(tessera_status status);
 
-/// A view of a tensor. `name` stands in the messages.
-tessera_tensor view_of(const Tensor& tensor, const char* name);
+/// What dtypes the arguments may have, for the messages.
+inline constexpr const char* kFloats = "float32, float16, bfloat16 or float64";
+inline constexpr const char* kLengths = "int32";
+
+/// A view of a tensor. `name` and `expected` stand in the message about a dtype that Tessera lacks.
+tessera_tensor view_of(const Tensor& tensor, const char* name, const char* expected = kFloats);
 
 /// Views of optional tensors, to which pointers may be taken as long as this lives.
 class OptionalView {
  public:
-  OptionalView(const OptionalTensor& tensor, const char* name);
+  OptionalView(const OptionalTensor& tensor, const char* name, const char* expected = kFloats);
   const tessera_tensor* get() const { return view_ ? &*view_ : nullptr; }
 
  private:

@@ -33,6 +33,16 @@ def _choice(name: str, value: str, choices: dict[str, int]) -> int:
     return choices[value]
 
 
+def _window(window: tuple[int, int] | None) -> tuple[int, int]:
+    if window is None:
+        return -1, -1
+    try:
+        left, right = window
+    except (TypeError, ValueError):
+        raise ValueError(f"window: {window!r}, expected (left, right)") from None
+    return left, right
+
+
 def read_settings(
     *,
     causal: bool,
@@ -60,7 +70,7 @@ def read_settings(
     return Settings(
         bool(causal),
         _choice("alignment", alignment, _library.ALIGNMENTS) == 1,
-        (-1, -1) if window is None else (window[0], window[1]),
+        _window(window),
         scale,
         0.0 if softcap is None else softcap,
         dropout_p,

@@ -124,6 +124,11 @@ class View:
         self.pointer = ctypes.pointer(self._tensor)
 
 
+def swap_heads(array: Any) -> Any:
+    """[B, S, H, D] as [B, H, S, D], and back, without a copy."""
+    return array.transpose(1, 2) if hasattr(array, "data_ptr") else array.swapaxes(1, 2)
+
+
 def _namespace(array: Any) -> Any:
     """The module that makes arrays of this one's kind."""
     if hasattr(array, "__array_namespace__"):

@@ -7,6 +7,7 @@ from typing import Any
 
 from . import _array_attention
 from ._arguments import Alignment, Layout, Precision, read_settings, swaps_heads
+from ._arrays import swap_heads
 from ._block_mask import BlockMask
 
 try:
@@ -111,7 +112,7 @@ def attention(
     )
     swapped = swaps_heads(layout)
     if swapped:
-        q, k, v = (_swap(x) for x in (q, k, v))
+        q, k, v = (swap_heads(x) for x in (q, k, v))
     o, lse = _implementation(q)(
         q,
         k,
@@ -126,7 +127,7 @@ def attention(
         kv_lens=kv_lens,
     )
     if swapped:
-        o = _swap(o)
+        o = swap_heads(o)
     return (o, lse) if return_lse else o
 
 
@@ -202,13 +203,6 @@ def attention_backward(
         cu_seqlens_q=cu_seqlens_q,
         cu_seqlens_k=cu_seqlens_k,
     )
-
-
-def _swap(x: Array) -> Array:
-    """[B, S, H, D] as [B, H, S, D], and back."""
-    if torch is not None and isinstance(x, torch.Tensor):
-        return x.transpose(1, 2)
-    return x.swapaxes(1, 2)
 
 
 def attention_varlen(

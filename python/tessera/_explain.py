@@ -7,8 +7,9 @@ import os
 from typing import Any
 
 from . import _library
-from ._arguments import read_settings
+from ._arguments import Layout, read_settings, swaps_heads
 from ._array_attention import Call
+from ._arrays import swap_heads
 from ._block_mask import BlockMask
 from ._library import call
 
@@ -37,6 +38,7 @@ def explain(
     precision: str = "exact",
     plan: str | os.PathLike | None = None,
     layer: int | None = None,
+    layout: Layout = "bhsd",
     deterministic: bool = False,
 ) -> str:
     """Says which row of the table would compute `attention` with these arguments, with its config
@@ -59,6 +61,8 @@ def explain(
         layer=layer,
         deterministic=deterministic,
     )
+    if swaps_heads(layout):
+        q, k, v = (swap_heads(x) for x in (q, k, v))
     described = Call(
         settings,
         block_mask,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from . import _torch_ops
 from ._arguments import Settings
 from ._block_mask import BlockMask
-
 
 # How the operators' messages about wrong arguments begin (csrc/tensors.cpp).
 _INVALID_ARGUMENT = "invalid argument: "
@@ -22,6 +22,26 @@ def _new_seed(q: torch.Tensor) -> torch.Tensor:
             "drop the same elements"
         )
     return torch.randint(2**63 - 1, (1,), dtype=torch.int64, device="cpu")
+
+
+def _data_of(block_mask: BlockMask | None) -> torch.Tensor | None:
+    """Its bytes as a tensor, which share a NumPy array's memory."""
+    if block_mask is None:
+        return None
+    if not isinstance(block_mask, BlockMask):
+        raise TypeError(f"block_mask: {type(block_mask).__name__}, expected a tessera.BlockMask")
+    data = block_mask.data
+    return torch.from_numpy(data) if isinstance(data, np.ndarray) else data
+
+
+def _require_tensors(arguments: tuple) -> None:
+    """Says which argument is no tensor, once something has failed."""
+    for position, (name, value) in enumerate(zip(_torch_ops.NAMES[:12], arguments)):
+        absent = value is None and position >= 3
+        if not absent and not isinstance(value, torch.Tensor):
+            raise TypeError(
+                f"{name}: {type(value).__name__}, expected a torch.Tensor as q is one"
+            ) from None
 
 
 def attention(
@@ -54,7 +74,7 @@ def attention(
         kv_lens,
         cu_seqlens_q,
         cu_seqlens_k,
-        None if block_mask is None else block_mask.data,
+        _data_of(block_mask),
         [] if block_mask is None else block_mask.sizes,
         _new_seed(q) if settings.dropout_p > 0 else None,
         settings.causal,
@@ -73,7 +93,8 @@ def attention(
         return _torch_ops.attention(*arguments)
     try:
         return _torch_ops.attend(arguments)
-    except RuntimeError as error:
+    except (RuntimeError, AttributeError) as error:
+        _require_tensors(arguments)
         message = str(error)
         if message.startswith(_INVALID_ARGUMENT):
             raise ValueError(message.removeprefix(_INVALID_ARGUMENT)) from None

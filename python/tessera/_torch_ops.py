@@ -15,6 +15,7 @@ from itertools import compress
 from pathlib import Path
 
 import torch
+from torch.autograd import forward_ad
 
 MINIMUM = (2, 10)
 # Bits of attention_backward's `gradients`, by position of the input in the schema.
@@ -42,6 +43,8 @@ torch.ops.load_library(_file)
 
 attention = torch.ops.tessera.attention.default
 attention_backward = torch.ops.tessera.attention_backward.default
+NAMES = tuple(argument.name for argument in attention._schema.arguments)
+_TENSORS = NAMES[3:12]  # besides q, k and v, and the seed, which is on the CPU always
 _DEFAULTS = tuple(
     argument.default_value if argument.has_default_value() else None
     for argument in attention._schema.arguments
@@ -57,8 +60,19 @@ def _empty_in_order_of(like: torch.Tensor, last: int) -> torch.Tensor:
     return like.new_empty(sizes)
 
 
+def _require_one_device(q, **tensors) -> None:
+    """A tensor without memory among others would bring the call here, and give uninitialised results."""
+    for name, tensor in tensors.items():
+        if isinstance(tensor, torch.Tensor) and tensor.device != q.device:
+            raise RuntimeError(
+                f"invalid argument: {name}: device {tensor.device}, expected q's {q.device}"
+            )
+
+
 @torch.library.register_fake("tessera::attention")
 def _attention_fake(q, k, v, *rest, **named):
+    others = dict(zip(_TENSORS, rest)) | {n: t for n, t in named.items() if n in _TENSORS}
+    _require_one_device(q, k=k, v=v, **others)
     heads, rows = (1, 0) if q.dim() == 3 else (1, 2)
     sizes = [q.shape[heads], q.shape[rows]]
     if q.dim() == 4:
@@ -114,6 +128,15 @@ class _Attention(torch.autograd.Function):
         return (*gradients, None)
 
 
+def _refuse_tangents(arguments) -> None:
+    """Forward-mode derivatives would be lost silently."""
+    for tensor in arguments[:7]:
+        if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
+            raise RuntimeError(
+                "tessera.attention: no forward-mode derivatives, expected reverse mode (backward)"
+            )
+
+
 def _differentiable(arguments):
     """attention(*arguments), recorded for autograd if a tensor among them requires grad."""
     q, k, v, bias, _, alibi, sinks = arguments[:7]
@@ -127,7 +150,13 @@ def _differentiable(arguments):
             or (bias is not None and bias.requires_grad)
             or (sinks is not None and sinks.requires_grad)
         ):
+            if torch._C._are_functorch_transforms_active():
+                raise RuntimeError(
+                    "tessera.attention: differentiated by torch.func, expected torch.autograd"
+                )
             return _Attention.apply(q, k, v, bias, sinks, arguments)
+    if forward_ad._current_level >= 0:
+        _refuse_tangents(arguments)
     if arguments[_RARE:] == _DEFAULTS[_RARE:]:  # each argument that is given costs time
         arguments = arguments[:_RARE]
     with torch._C._AutoDispatchBelowAutograd():

@@ -3,6 +3,7 @@
 import naive
 import pytest
 import torch
+from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 import tessera
@@ -66,7 +67,9 @@ def test_results_and_gradients(device, dtype, feature):
 
     d_o = torch.randn_like(o)
     d_lse = torch.where(finite, torch.randn_like(lse), 0)
-    of = [t for t in (*inputs, *options.values()) if isinstance(t, torch.Tensor) and t.requires_grad]
+    of = [
+        t for t in (*inputs, *options.values()) if isinstance(t, torch.Tensor) and t.requires_grad
+    ]
     exact_of = [
         t
         for t in (*exact_inputs, *exact_options.values())
@@ -74,9 +77,7 @@ def test_results_and_gradients(device, dtype, feature):
     ]
     got = torch.autograd.grad([o, lse], of, [d_o, d_lse])
     exact_lse = torch.where(finite, exact_lse, 0)
-    expected = torch.autograd.grad(
-        [exact_o, exact_lse], exact_of, [d_o.double(), d_lse.double()]
-    )
+    expected = torch.autograd.grad([exact_o, exact_lse], exact_of, [d_o.double(), d_lse.double()])
     for g, e in zip(got, expected):
         naive.close(g, e, dtype)
 
@@ -257,6 +258,14 @@ def cases_of_bad_input(device):
         "dropout": (lambda: tessera.attention(q, k, v, dropout_p=1.0), "dropout_p: 1"),
         "softcap": (lambda: tessera.attention(q, k, v, softcap=-1.0), "softcap: -1"),
         "window": (lambda: tessera.attention(q, k, v, window=(-2, 0)), "window.left: -2"),
+        "window's form": (
+            lambda: tessera.attention(q, k, v, window=3),
+            "window: 3, expected (left",
+        ),
+        "k without memory": (
+            lambda: tessera.attention(q, k.to("meta"), v),
+            f"k: device meta, expected q's {q.device}",
+        ),
         "alignment": (lambda: tessera.attention(q, k, v, alignment="left"), "alignment: 'left'"),
         "layout": (lambda: tessera.attention(q, k, v, layout="sbhd"), "layout: 'sbhd'"),
         "precision": (lambda: tessera.attention(q, k, v, precision="sage2"), "precision: 'sage2'"),
@@ -269,6 +278,10 @@ def cases_of_bad_input(device):
             lambda: tessera.attention(q, k, v, kv_lens=torch.ones(1, device=device)),
             "kv_lens: dtype f32, expected i32",
         ),
+        "wide lengths": (
+            lambda: tessera.attention(q, k, v, kv_lens=torch.ones(1, device=device).long()),
+            "kv_lens: dtype unknown to Tessera, expected int32",
+        ),
     }
 
 
@@ -279,6 +292,16 @@ def test_bad_input_is_a_value_error(device, case):
         run()
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_what_is_no_tensor_is_named():
+    q = torch.randn(1, 2, 8, 16)
+    with pytest.raises(TypeError, match="k: ndarray, expected a torch.Tensor as q is one"):
+        tessera.attention(q, q.numpy(), q)
+    with pytest.raises(TypeError, match="v: NoneType, expected a torch.Tensor"):
+        tessera.attention(q, q, None)
+    with pytest.raises(TypeError, match="mask: list, expected a torch.Tensor"):
+        tessera.attention(q, q, q, mask=[True])
 
 
 def test_devices_are_not_mixed(gpu):
@@ -300,7 +323,20 @@ def test_second_derivatives_are_refused(device):
         g.sum().backward()
 
 
+def test_other_kinds_of_derivatives_are_refused(device):
+    """Rather than lost: forward mode, and torch.func's."""
+    q = torch.randn(1, 1, 8, 16, device=device)
+    with pytest.raises(RuntimeError, match="no forward-mode derivatives"):
+        torch.func.jvp(lambda q: tessera.attention(q, q, q), (q,), (q,))
+    with forward_ad.dual_level(), pytest.raises(RuntimeError, match="no forward-mode derivatives"):
+        tessera.attention(q, forward_ad.make_dual(q, q), q)
+    with pytest.raises(RuntimeError, match="expected torch.autograd"):
+        torch.func.grad(lambda q: tessera.attention(q, q, q).sum())(q)
+
+
 def test_explain_names_the_row(device):
     q, k, v = qkv(device)
     text = tessera.explain(q, k, v, causal=True, backward=True)
     assert text.count("chosen: ") == 2 and "causal" in text
+    swapped = [t.detach().transpose(1, 2) for t in (q, k, v)]
+    assert tessera.explain(*swapped, layout="bshd", causal=True, backward=True) == text

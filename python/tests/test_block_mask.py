@@ -42,6 +42,13 @@ def test_attention_over_blocks(device, name):
         naive.close(g, e.nan_to_num(), torch.float32)
 
 
+def test_masks_on_the_cpu_need_no_move():
+    mask = BlockMask.butterfly(128, 128, **SMALL)
+    q = torch.randn(1, 1, 128, 16)
+    moved = tessera.attention(q, q, q, block_mask=mask.to("cpu"))
+    assert torch.equal(tessera.attention(q, q, q, block_mask=mask), moved)
+
+
 def test_from_dense_keeps_every_element():
     dense = np.random.default_rng(0).random((2, 3, 61, 45)) > 0.5
     assert np.array_equal(BlockMask.from_dense(dense, block_q=16, block_kv=16).to_dense(), dense)
@@ -70,6 +77,8 @@ def test_bad_masks():
     q = torch.randn(1, 1, 64, 16)
     with pytest.raises(ValueError, match="block_mask: seq_q 128, expected 64"):
         tessera.attention(q, q, q, block_mask=BlockMask.causal(128, 64).to("cpu"))
+    with pytest.raises(TypeError, match="block_mask: Tensor, expected a tessera.BlockMask"):
+        tessera.attention(q, q, q, block_mask=torch.ones(1, 1))
     with pytest.raises(ZeroDivisionError):
         BlockMask.from_predicate(lambda b, h, i, j: 1 // 0, 16, 16)
 
@@ -77,4 +86,4 @@ def test_bad_masks():
 def test_masks_are_not_moved_silently(gpu):
     q = torch.randn(1, 1, 128, 16, device=gpu)
     with pytest.raises(ValueError, match="block_mask: device cpu:0, expected q's cuda:0"):
-        tessera.attention(q, q, q, block_mask=BlockMask.causal(128, 128).to("cpu"))
+        tessera.attention(q, q, q, block_mask=BlockMask.causal(128, 128))

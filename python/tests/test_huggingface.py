@@ -76,6 +76,37 @@ def test_logits_and_gradients(device, make, padding):
         torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("make", [gpt2, bert, llama], ids=lambda make: make.__name__)
+def test_logits_and_gradients_of_narrow_models(device, make, dtype):
+    """No farther from the model in float64 than twice what eager's are."""
+    eager, ours = (model.to(dtype) for model in pair(make, device))
+    exact = copy.deepcopy(eager).double()
+    inputs = batch(device, "right")
+    used = inputs["attention_mask"].bool()
+    results = []
+    for model in (exact, eager, ours):
+        logits = model(**inputs).logits[used]
+        logits.square().mean().backward()
+        results.append([logits.detach(), *(p.grad for p in model.parameters())])
+    largest = max(expected.abs().max().item() for expected in results[0])
+    for expected, by_eager, got in zip(*results):
+        scale = expected.abs().max().item()
+        if scale < 1e-12 * largest:  # the bias of keys: what comes of it is rounding alone
+            continue
+        errors = [(t.double() - expected).abs().max().item() for t in (by_eager, got)]
+        assert errors[1] <= 2 * errors[0] + torch.finfo(dtype).eps * scale
+
+
+@pytest.mark.parametrize("make", [gpt2, llama], ids=lambda make: make.__name__)
+def test_generate_with_a_static_cache(device, make):
+    eager, ours = pair(make, device)
+    inputs = batch(device, "left")
+    options = dict(max_new_tokens=12, do_sample=False, pad_token_id=0, disable_compile=True)
+    expected = eager.generate(**inputs, **options)
+    assert torch.equal(ours.generate(**inputs, **options, cache_implementation="static"), expected)
+
+
 @pytest.mark.parametrize("padding", ["none", "left"])
 @pytest.mark.parametrize("make", [gpt2, llama], ids=lambda make: make.__name__)
 def test_generate(device, make, padding):

@@ -28,6 +28,13 @@ def test_opcheck(device):
     torch.library.opcheck(op, (*packed, *(6 * [None]), starts, starts))
 
 
+def test_opcheck_quantised():
+    """On the CPU, where the scalar model of the scheme takes every problem."""
+    q, k, v = (t.detach() for t in qkv("cpu"))
+    op = torch.ops.tessera.attention.default
+    torch.library.opcheck(op, (q, k, v), dict(precision=1))
+
+
 def test_opcheck_backward(device):
     q, k, v = (t.detach() for t in qkv(device))
     o, lse = torch.ops.tessera.attention(q, k, v)
@@ -56,6 +63,31 @@ def test_compile_fullgraph_with_dynamic_shapes(device, dropout_p):
         grads = torch.autograd.grad(got.square().sum(), inputs)
         for g, e in zip(grads, torch.autograd.grad(expected.square().sum(), inputs)):
             torch.testing.assert_close(g, e)
+
+
+def test_compile_varlen_with_dynamic_shapes(device):
+    def run(q, starts):
+        return tessera.attention_varlen(q, q, q, starts, starts, causal=True)
+
+    torch.compiler.reset()
+    compiled = torch.compile(run, fullgraph=True, dynamic=True, backend="aot_eager")
+    for tokens in (20, 33):
+        q = torch.randn(tokens, 2, 16, device=device, requires_grad=True)
+        starts = torch.tensor([0, 7, tokens], dtype=torch.int32, device=device)
+        got, expected = compiled(q, starts), run(q, starts)
+        torch.testing.assert_close(got, expected)
+        g, e = (torch.autograd.grad(o.square().sum(), q)[0] for o in (got, expected))
+        torch.testing.assert_close(g, e)
+
+
+def test_compile_with_layout(device):
+    def run(q, k, v):
+        return tessera.attention(q, k, v, layout="bshd")
+
+    torch.compiler.reset()
+    inputs = [t.detach().transpose(1, 2) for t in qkv(device)]
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(*inputs), run(*inputs))
 
 
 def test_compile_with_inductor(gpu):

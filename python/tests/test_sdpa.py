@@ -66,3 +66,21 @@ def test_routing_reaches_modules(device, monkeypatch):
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
     layer(x, x, x, need_weights=False)
     assert len(calls) == 1
+
+
+def test_routing_reaches_compiled_code(device):
+    def run(q):
+        return F.scaled_dot_product_attention(q, q, q, is_causal=True)
+
+    q = torch.randn(1, 2, 9, 16, device=device)
+    nodes = []
+
+    def note(graph, inputs):
+        nodes.extend(node.target for node in graph.graph.nodes)
+        return graph.forward
+
+    torch.compiler.reset()
+    with tessera.route_sdpa():
+        got = torch.compile(run, fullgraph=True, backend=note)(q)
+    assert torch.ops.tessera.attention.default in nodes
+    torch.testing.assert_close(got, run(q), atol=1e-5, rtol=1e-4)

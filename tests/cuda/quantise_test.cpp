@@ -3,6 +3,7 @@
 #include <cstring>
 #include <limits>
 
+#include "core/half.hpp"
 #include "cuda/gpu_call.hpp"
 #include "cuda/quant/workspace.hpp"
 #include "quant/quantize.hpp"
@@ -10,16 +11,30 @@
 namespace tessera::test {
 namespace {
 
-constexpr const char* kRow = "cuda_sage_sm90";
-constexpr std::int64_t kCounterBytes = 64;  // in front of the operands
+/// A row that quantises, and what it has in its workspace.
+struct QuantisingRow {
+  const char* name;
+  std::int64_t begin;  ///< Of the operands, in bytes.
+  bool packed;         ///< Two 4-bit integers a byte.
+  bool half;           ///< Takes 16-bit PV.
+};
+constexpr QuantisingRow kRows[] = {{"cuda_sage_sm90", 64, false, false},
+                                   {"cuda_sage_sm80", 0, true, true}};
 
 class Quantise : public Gpu {
  protected:
   void SetUp() override {
-    for (const std::string& row : gpu_rows()) found_ |= row == kRow;
-    if (!found_) GTEST_SKIP() << kRow << " cannot run on this machine";
+    for (const QuantisingRow& row : kRows) {
+      for (const std::string& name : gpu_rows()) {
+        if (name == row.name) rows_.push_back(row);
+      }
+    }
+    if (rows_.empty()) GTEST_SKIP() << "no row that quantises can run on this machine";
   }
-  bool found_ = false;
+  void check(const Case& c, const Workload& w) const;
+  void check(const Case& c) const { check(c, make_workload(c)); }
+
+  std::vector<QuantisingRow> rows_;
 };
 
 Case quantised(Precision precision, const Quantization& pieces = {}) {
@@ -38,6 +53,7 @@ Case quantised(Precision precision, const Quantization& pieces = {}) {
 /// What the workspace's layout depends on.
 Problem problem_of(const Case& c) {
   Problem p;
+  p.dtype = c.dtype;
   p.precision = c.attention.precision;
   p.quantization = resolved(p.precision, c.attention.quantization);
   p.varlen = c.varlen();
@@ -61,14 +77,15 @@ struct HeadTokens {
 /// Runs a case and compares all that was quantised.
 class Comparison {
  public:
-  Comparison(const Case& c, const Workload& w) : c_(c), w_(w), problem_(problem_of(c)) {
-    const GpuCall call(c, w, kRow);
+  Comparison(const QuantisingRow& row, const Case& c, const Workload& w)
+      : row_(row), c_(c), w_(w), problem_(problem_of(c)) {
+    const GpuCall call(c, w, row.name);
     const Status status = call.run();
     EXPECT_TRUE(status.ok()) << status.message();
     bytes_.resize(call.forward_workspace.bytes());
     require(device::copy({bytes_.data(), {}}, {call.forward_workspace.data(), {DeviceType::cuda}},
                          bytes_.size()));
-    to_ = cuda::quantised_workspace(problem_, bytes_.data() + kCounterBytes);
+    to_ = cuda::quantised_workspace(problem_, bytes_.data() + row.begin, row.packed);
   }
 
   void check() {
@@ -79,8 +96,9 @@ class Comparison {
         check_values(b, h);
       }
     }
-    EXPECT_EQ(wrong_, 0) << c_.describe() << ": of " << compared_ << ", first " << first_wrong_;
-    EXPECT_GT(compared_, 0) << c_.describe();
+    EXPECT_EQ(wrong_, 0) << row_.name << " " << c_.describe() << ": of " << compared_ << ", first "
+                         << first_wrong_;
+    EXPECT_GT(compared_, 0) << row_.name << " " << c_.describe();
   }
 
  private:
@@ -135,6 +153,13 @@ class Comparison {
     return c_.varlen() ? (begin / cuda::kTileTokens + b) * cuda::kTileTokens : 0;
   }
 
+  /// The integer of channel d in a row of q or k.
+  int integer(const std::int8_t* row, std::int64_t d) const {
+    if (!to_.operands.packed) return row[d];
+    const int nibble = row[d / 2] >> (d % 2 * 4) & 15;
+    return nibble < 8 ? nibble : nibble - 16;
+  }
+
   void check_tokens(std::int64_t b, std::int64_t h, quant::Side side) {
     const bool queries = side == quant::Side::queries;
     const Span span = span_of(c_, b);
@@ -168,10 +193,10 @@ class Comparison {
     const char* name = queries ? "q" : "k";
     const std::int64_t whole = (length + cuda::kTileTokens - 1) / cuda::kTileTokens;
     for (std::int64_t i = 0; i < whole * cuda::kTileTokens; ++i) {
-      for (std::int64_t d = 0; d < x.pitch; ++d) {
+      for (std::int64_t d = 0; d < x.pitch * (x.packed ? 2 : 1); ++d) {
         const bool exists = i < length && d < columns;
-        compare<int>(got[(first + i) * x.pitch + d], exists ? values[i * columns + d] : 0, name, b,
-                     h, i, d);
+        compare<int>(integer(got + (first + i) * x.pitch, d), exists ? values[i * columns + d] : 0,
+                     name, b, h, i, d);
       }
       if (i >= length || !head.used[i]) continue;
       const std::int64_t at = first + i;
@@ -191,14 +216,24 @@ class Comparison {
     const bool smooth = problem_.quantization.smooth_v == Smoothing::on;
     std::vector<float> mean(columns), scales(columns);
     quant::channel_means(head.rows, quant::kKeyBlock, mean.data());
-    std::vector<std::uint8_t> codes(length * columns);
-    quant::quantise_channels(head.rows, smooth ? quant::Means{mean.data()} : quant::Means{},
-                             codes.data(), scales.data());
+    const quant::Means means = smooth ? quant::Means{mean.data()} : quant::Means{};
     const cuda::QuantisedOperands& x = to_.operands;
     const std::int64_t of_sequence = (b * c_.heads_kv + h) * columns;
+    for (std::int64_t d = 0; smooth && d < columns; ++d) {
+      compare(x.v_means[of_sequence + d], mean[d], "v mean", b, h, 0, d);
+    }
+    if (problem_.quantization.pv == PvFormat::half) {
+      if (c_.dtype == DType::f16) {
+        check_half_values(b, h, head, means, static_cast<const f16*>(x.v_half));
+      } else {
+        check_half_values(b, h, head, means, static_cast<const bf16*>(x.v_half));
+      }
+      return;
+    }
+    std::vector<std::uint8_t> codes(length * columns);
+    quant::quantise_channels(head.rows, means, codes.data(), scales.data());
     for (std::int64_t d = 0; d < columns; ++d) {
       compare(x.v_scales[of_sequence + d], scales[d], "v scale", b, h, 0, d);
-      if (smooth) compare(x.v_means[of_sequence + d], mean[d], "v mean", b, h, 0, d);
       const std::uint8_t* row =
           x.v + (plane(b, h, c_.heads_kv) * columns + d) * x.rows_kv + first_row(b, span.kv_begin);
       for (std::int64_t j = 0; j < length; ++j) {
@@ -212,6 +247,27 @@ class Comparison {
     }
   }
 
+  /// Whole rows, of keys that nothing visits and of padding, too.
+  template <typename T>
+  void check_half_values(std::int64_t b, std::int64_t h, const HeadTokens& head,
+                         const quant::Means& means, const T* values) {
+    const cuda::QuantisedOperands& x = to_.operands;
+    const std::int64_t length = head.rows.rows, columns = head.rows.columns;
+    const std::int64_t first =
+        plane(b, h, c_.heads_kv) * x.rows_kv + first_row(b, span_of(c_, b).kv_begin);
+    const std::int64_t whole = (length + cuda::kTileTokens - 1) / cuda::kTileTokens;
+    for (std::int64_t j = 0; j < whole * cuda::kTileTokens; ++j) {
+      for (std::int64_t d = 0; d < x.v_pitch; ++d) {
+        T expected{};
+        if (j < length && d < columns && head.used[j]) {
+          from_f32(means.subtract_from(head.rows.at(j, d), head.rows, j, d), expected);
+        }
+        compare(to_f32(values[(first + j) * x.v_pitch + d]), to_f32(expected), "v", b, h, j, d);
+      }
+    }
+  }
+
+  const QuantisingRow& row_;
   const Case& c_;
   const Workload& w_;
   const Problem problem_;
@@ -221,8 +277,11 @@ class Comparison {
   std::string first_wrong_;
 };
 
-void check(const Case& c, const Workload& w) { Comparison(c, w).check(); }
-void check(const Case& c) { check(c, make_workload(c)); }
+void Quantise::check(const Case& c, const Workload& w) const {
+  for (const QuantisingRow& row : rows_) {
+    if (row.half || c.attention.quantization.pv != PvFormat::half) Comparison(row, c, w).check();
+  }
+}
 
 TEST_F(Quantise, EveryScheme) {
   for (const Precision precision : {Precision::sage8, Precision::sage4}) {
@@ -257,6 +316,32 @@ TEST_F(Quantise, EveryHeadDimAndLength) {
       c.attention.quantization.smooth_v = Smoothing::on;
       if (turn % 4 == 1) c.layout = LayoutKind::padded;
       if (turn % 4 == 3) c.layout = LayoutKind::bshd;
+      check(c);
+      ++turn;
+    }
+  }
+}
+
+TEST_F(Quantise, ValuesOf16Bits) {
+  int turn = 0;
+  for (const std::int64_t dim : {8, 59, 64, 128, 192, 256}) {
+    for (const DType dtype : {DType::f16, DType::bf16, DType::f32}) {
+      Case c = quantised(turn % 2 == 0 ? Precision::sage8 : Precision::sage4);
+      c.attention.quantization.pv = PvFormat::half;
+      c.attention.quantization.smooth_v = turn % 3 == 0 ? Smoothing::off : Smoothing::on;
+      c.dtype = dtype;
+      c.head_dim = c.head_dim_v = dim;
+      if (turn % 4 == 1) c.layout = LayoutKind::padded;
+      if (turn % 4 == 2) {
+        c.seq_q = c.seq_kv = 400;
+        c.blocks = BlockPattern{};
+        c.blocks->density = 0.1;
+      }
+      if (turn % 4 == 3) {
+        c.cu_seqlens_q = {0, 5, 5, 133, 300};
+        c.cu_seqlens_k = {0, 130, 131, 131, 421};
+        c.kv_lens = {100, 1, 0, 288};
+      }
       check(c);
       ++turn;
     }

@@ -15,6 +15,11 @@
 
 namespace tessera::cuda {
 
+/// Stands for f16 or bf16 where a kernel learns only when it runs which of them its tensors have.
+struct EitherHalf {
+  std::uint16_t bits;
+};
+
 /// The bits of the block mask for query i and keys [j0, j0 + keys), keys ≤ 64, j0 a multiple of 16.
 __device__ inline std::uint64_t block_mask_bits(const Parameters& p, int b, int h, int i, int j0,
                                                 int keys) {
@@ -112,8 +117,12 @@ class ScoreTile {
     if (p_.bias.data != nullptr) {
       if (p_.bias.dtype == DType::f32) {
         add_bias<float>(s, j0);
-      } else {
+      } else if constexpr (!std::is_same_v<T, EitherHalf>) {
         add_bias<T>(s, j0);
+      } else if (p_.bias.dtype == DType::f16) {
+        add_bias<__half>(s, j0);
+      } else {
+        add_bias<__nv_bfloat16>(s, j0);
       }
     }
     if (p_.alibi_slopes != nullptr) {
@@ -178,23 +187,6 @@ class ScoreTile {
     });
   }
 
-  /// d *= the softcap's derivative where q · k is s.
-  __device__ __forceinline__ void multiply_by_cap_slope(Scores& d, const Scores& s) const {
-    const float to_cap = p_.scale / p_.softcap;
-#pragma unroll
-    for (int r = 0; r < kRowTiles; ++r) {
-#pragma unroll
-      for (int n = 0; n < kColumnTiles; ++n) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const float t = tanhf(to_cap * s[r][n][e]);
-          d[r][n][e] *= 1 - t * t;
-        }
-      }
-    }
-  }
-
- private:
   /// visit(r, n, half, low, high) with dropout's bits of two neighbouring keys, 1 = kept. One call
   /// of Philox decides on 4 keys of a row, which two lanes hold: the even one draws for row g, the
   /// odd one for row g + 8, then they exchange.
@@ -228,6 +220,23 @@ class ScoreTile {
     }
   }
 
+  /// d *= the softcap's derivative where q · k is s.
+  __device__ __forceinline__ void multiply_by_cap_slope(Scores& d, const Scores& s) const {
+    const float to_cap = p_.scale / p_.softcap;
+#pragma unroll
+    for (int r = 0; r < kRowTiles; ++r) {
+#pragma unroll
+      for (int n = 0; n < kColumnTiles; ++n) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const float t = tanhf(to_cap * s[r][n][e]);
+          d[r][n][e] *= 1 - t * t;
+        }
+      }
+    }
+  }
+
+ private:
   /// Computed anew wherever it is needed: most tiles need none of it, and registers are short.
   struct Lane {
     int warp, g, t;

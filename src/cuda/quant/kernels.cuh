@@ -46,6 +46,15 @@ __device__ __forceinline__ std::uint32_t quantised(const float (&x)[8], int firs
   return inverse == 0 ? 0 : __byte_perm(low, high, 0x5410);
 }
 
+/// Eight integers of at most 4 bits in one word, from two words of bytes.
+__device__ __forceinline__ std::uint32_t packed_pairs(std::uint32_t low, std::uint32_t high) {
+  const auto pairs = [](std::uint32_t bytes) {
+    bytes &= 0x0f0f0f0fu;
+    return bytes | bytes >> 4;
+  };
+  return __byte_perm(pairs(low), pairs(high), 0x6420);
+}
+
 /// Whether key j is in a block that some query block of a head of the group of h_kv lists.
 __device__ inline bool key_listed(const Parameters& p, int b, int h_kv, int j) {
   const BlockMaskView& mask = p.block_mask;
@@ -111,6 +120,21 @@ __device__ inline TileRows rows_of_sequence(const Parameters& p, const Source& s
   rows.plane = p.varlen ? h : rows.sequence_plane;
   rows.row = p.varlen ? padded_begin(rows.first, b) : 0;
   return rows;
+}
+
+/// Used tokens of [begin, begin + count).
+__device__ __forceinline__ int count_used(const Parameters& p, const Source& source,
+                                          const TileRows& rows, int begin, int count) {
+  const int end = min(begin + count, rows.length);
+  if (source.queries || p.block_mask.row_offsets == nullptr) return max(end - begin, 0);
+  int used = 0;
+  for (int j = begin; j < end;) {
+    const int next =
+        (j / static_cast<int>(p.block_mask.block_kv) + 1) * static_cast<int>(p.block_mask.block_kv);
+    if (key_listed(p, rows.b, rows.h, j)) used += min(next, end) - j;
+    j = next;
+  }
+  return used;
 }
 
 /// The tile of block `x`; false: there is none. Whole warps call it.

@@ -3,6 +3,7 @@
 #include <array>
 #include <span>
 
+#include "cuda/host/device.hpp"
 #include "cuda/quant/passes.hpp"
 #include "quant/scheme.hpp"
 
@@ -20,35 +21,13 @@ class Quantiser {
         q_{p.q, problem.dtype, true, p.heads_q, p.head_dim, x_.rows_q},
         k_{p.k, problem.dtype, false, p.heads_kv, p.head_dim, x_.rows_kv},
         v_{p.v, problem.dtype, false, p.heads_kv, p.head_dim_v, x_.rows_kv},
-        levels_(quant::levels_of(problem.precision)) {}
+        levels_(quant::levels_of(problem.precision)),
+        device_(device_info(problem.device.index)) {}
 
   Status run(bool row_offsets, cudaStream_t stream) const {
     const bool smooth_k = scratch_.k_means != nullptr;
     const bool smooth_q = scratch_.q_means != nullptr;
-    for (const bool smoothed : {false, true}) {
-      StatisticsSet all;
-      statistics(smoothed, all);
-      const std::span<const Statistics> these(all.of.data(), all.count);
-      if (Status status = compute_statistics(p_, these, stream); !status.ok()) return status;
-    }
-    const RowsTarget targets[] = {{q_, q_means(), scheme_.granularity, levels_, scratch_.q_largest,
-                                   x_.q, x_.pitch, x_.q_scales},
-                                  {k_,
-                                   {scratch_.k_means},
-                                   scheme_.granularity,
-                                   levels_,
-                                   scratch_.k_largest,
-                                   x_.k,
-                                   x_.pitch,
-                                   x_.k_scales}};
-    for (const RowsTarget& target : targets) {
-      if (Status status = quantise_rows(p_, target, stream); !status.ok()) return status;
-    }
-    if (Status status =
-            quantise_values(p_, {v_, x_.v_means, scratch_.v_largest, x_.v, x_.v_scales}, stream);
-        !status.ok()) {
-      return status;
-    }
+    if (Status status = run_smoothing(stream); !status.ok()) return status;
     if (smooth_k && row_offsets) {
       if (Status status = compute_row_offsets(p_, q_, scratch_.k_means, x_.row_offsets, stream);
           !status.ok()) {
@@ -60,12 +39,73 @@ class Quantiser {
   }
 
  private:
+  /// Means, integers and codes.
+  Status run_smoothing(cudaStream_t stream) const {
+    if constexpr (TESSERA_WITH_SM90 != 0) {
+      if (device_.compute_capability == 90 && fits_one_launch()) return run_fused(stream);
+    }
+    return run_passes(stream);
+  }
+
+  bool fits_one_launch() const {
+    return !x_.packed && x_.v_half == nullptr && scheme_.granularity == ScaleGranularity::thread &&
+           scheme_.smooth_q != SmoothQ::block && x_.v_means == nullptr && fused_takes(q_) &&
+           fused_takes(k_) && fused_takes(v_);
+  }
+
+  Status run_fused(cudaStream_t stream) const {
+    FusedTarget target;
+    target.q = q_, target.k = k_, target.v = v_;
+    target.levels = levels_;
+    target.pitch = x_.pitch;
+    target.q_sums = scratch_.q_sums, target.k_sums = scratch_.k_sums;
+    target.q_means = scratch_.q_means, target.k_means = scratch_.k_means;
+    target.v_largest = scratch_.v_largest;
+    target.q_values = x_.q, target.k_values = x_.k, target.v_values = x_.v;
+    target.q_scales = x_.q_scales, target.k_scales = x_.k_scales, target.v_scales = x_.v_scales;
+    target.counter = scratch_.counters;
+    target.cleared_bytes = scratch_.cleared_bytes;
+    target.state = scratch_.counters + kCounterInts;
+    return quantise_fused(p_, target, device_.multiprocessors, stream);
+  }
+
+  Status run_passes(cudaStream_t stream) const {
+    for (const bool smoothed : {false, true}) {
+      StatisticsSet all;
+      statistics(smoothed, all);
+      const std::span<const Statistics> these(all.of.data(), all.count);
+      if (Status status = compute_statistics(p_, these, stream); !status.ok()) return status;
+    }
+    const RowsTarget targets[] = {{q_, q_means(), scheme_.granularity, levels_, scratch_.q_largest,
+                                   x_.q, x_.pitch, x_.packed, x_.q_scales},
+                                  {k_,
+                                   {scratch_.k_means},
+                                   scheme_.granularity,
+                                   levels_,
+                                   scratch_.k_largest,
+                                   x_.k,
+                                   x_.pitch,
+                                   x_.packed,
+                                   x_.k_scales}};
+    for (const RowsTarget& target : targets) {
+      if (Status status = quantise_rows(p_, target, stream); !status.ok()) return status;
+    }
+    return convert_values(stream);
+  }
+
   /// One of each tensor at most.
   struct StatisticsSet {
     std::array<Statistics, 3> of;
     std::size_t count = 0;
     void add(const Statistics& s) { of[count++] = s; }
   };
+
+  Status convert_values(cudaStream_t stream) const {
+    if (x_.v_half == nullptr) {
+      return quantise_values(p_, {v_, x_.v_means, scratch_.v_largest, x_.v, x_.v_scales}, stream);
+    }
+    return round_values(p_, {v_, x_.v_means, x_.v_half, x_.v_pitch}, stream);
+  }
 
   Means q_means() const { return {scratch_.q_means, scheme_.smooth_q == SmoothQ::block}; }
 
@@ -93,6 +133,7 @@ class Quantiser {
   const QuantiseScratch& scratch_;
   const Source q_, k_, v_;
   const float levels_;
+  const DeviceInfo& device_;
 };
 
 }  // namespace

@@ -160,8 +160,9 @@ class RowsBlock {
   }
 
   __device__ __forceinline__ void store() const {
-    if (column_ >= target_.pitch) return;
-    std::int8_t* to = target_.values + first_row() * target_.pitch + column_;
+    const int byte = target_.packed ? column_ / 2 : column_;
+    if (byte >= target_.pitch) return;
+    std::int8_t* to = target_.values + first_row() * target_.pitch + byte;
 #pragma unroll
     for (int k = 0; k < kOwnTokens; ++k) {
       const std::int64_t row = r_ + 8 * k;
@@ -169,8 +170,13 @@ class RowsBlock {
       float x[8];
 #pragma unroll
       for (int e = 0; e < 8; ++e) x[e] = element(k, e);
-      *reinterpret_cast<uint2*>(to + row * target_.pitch) = {quantised(x, 0, inverse),
-                                                             quantised(x, 4, inverse)};
+      const uint2 bytes = {quantised(x, 0, inverse), quantised(x, 4, inverse)};
+      if (target_.packed) {
+        *reinterpret_cast<std::uint32_t*>(to + row * target_.pitch) =
+            packed_pairs(bytes.x, bytes.y);
+      } else {
+        *reinterpret_cast<uint2*>(to + row * target_.pitch) = bytes;
+      }
     }
   }
 

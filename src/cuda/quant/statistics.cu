@@ -86,21 +86,6 @@ __global__ void __launch_bounds__(8 * kChunks, kResidentThreads<T> / (8 * kChunk
   }
 }
 
-/// Used tokens of [begin, begin + count).
-__device__ __forceinline__ int count_used(const Parameters& p, const Source& source,
-                                          const TileRows& rows, int begin, int count) {
-  const int end = min(begin + count, rows.length);
-  if (source.queries || p.block_mask.row_offsets == nullptr) return max(end - begin, 0);
-  int used = 0;
-  for (int j = begin; j < end;) {
-    const int next =
-        (j / static_cast<int>(p.block_mask.block_kv) + 1) * static_cast<int>(p.block_mask.block_kv);
-    if (key_listed(p, rows.b, rows.h, j)) used += min(next, end) - j;
-    j = next;
-  }
-  return used;
-}
-
 constexpr int kParts = 8;
 
 /// Sequences: warp r of eight takes blocks r modulo 8 of 32 channels.

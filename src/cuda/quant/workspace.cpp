@@ -30,14 +30,18 @@ std::int64_t padded_rows(const Problem& problem, std::int64_t rows) {
 
 }  // namespace
 
-QuantisedWorkspace quantised_workspace(const Problem& problem, std::byte* base) {
+QuantisedWorkspace quantised_workspace(const Problem& problem, std::byte* base, bool packed) {
   const Quantization& scheme = problem.quantization;
   const bool tensor = scheme.granularity == ScaleGranularity::tensor;
   const bool blocks = scheme.smooth_q == SmoothQ::block;
+  const bool half = scheme.pv == PvFormat::half;
   const std::int64_t batch = problem.varlen ? 1 : problem.batch;
   const std::int64_t rows_q = padded_rows(problem, problem.seq_q);
   const std::int64_t rows_kv = padded_rows(problem, problem.seq_kv);
-  const std::int64_t pitch = (problem.head_dim + 15) / 16 * 16;
+  packed = packed && problem.precision == Precision::sage4;
+  const std::int64_t in_vector = packed ? 32 : 16;  // integers
+  const std::int64_t pitch = (problem.head_dim + in_vector - 1) / in_vector * 16;
+  const std::int64_t v_pitch = (problem.head_dim_v + 7) / 8 * 8;
   const std::int64_t planes_q = batch * problem.heads_q, planes_kv = batch * problem.heads_kv;
   const std::int64_t sequences_q = problem.batch * problem.heads_q;
   const std::int64_t sequences_kv = problem.batch * problem.heads_kv;
@@ -46,16 +50,24 @@ QuantisedWorkspace quantised_workspace(const Problem& problem, std::byte* base) 
   x.rows_q = static_cast<int>(rows_q);
   x.rows_kv = static_cast<int>(rows_kv);
   x.pitch = static_cast<int>(pitch);
+  x.v_pitch = static_cast<int>(v_pitch);
+  x.packed = packed;
   x.v_stride = static_cast<int>(problem.head_dim_v);
   x.token_scales = scheme.granularity == ScaleGranularity::token;
   x.offset_blocks = blocks ? static_cast<int>(rows_q / kTileTokens) : 1;
   Carver carver(base);
   carver.take(x.q, planes_q * rows_q * pitch);
   carver.take(x.k, planes_kv * rows_kv * pitch);
-  carver.take(x.v, planes_kv * rows_kv * problem.head_dim_v);
+  std::uint16_t* v_half = nullptr;
+  if (half) {
+    carver.take(v_half, planes_kv * rows_kv * v_pitch);
+    x.v_half = v_half;
+  } else {
+    carver.take(x.v, planes_kv * rows_kv * problem.head_dim_v);
+    carver.take(x.v_scales, sequences_kv * problem.head_dim_v);
+  }
   carver.take(x.q_scales, planes_q * rows_q / (x.token_scales ? 1 : 4));
   carver.take(x.k_scales, planes_kv * rows_kv / (x.token_scales ? 1 : 16));
-  carver.take(x.v_scales, sequences_kv * problem.head_dim_v);
 
   QuantiseScratch& s = to.scratch;
   const bool smooth_k = scheme.smooth_k == Smoothing::on;
@@ -67,7 +79,7 @@ QuantisedWorkspace quantised_workspace(const Problem& problem, std::byte* base) 
   if (smooth_q) carver.take(x.key_offsets, planes_q * x.offset_blocks * rows_kv);
   if (smooth_q || tensor) carver.take(s.q_sums, planes_q * rows_q / quant::kQueryBlock * d);
   if (smooth_k || tensor) carver.take(s.k_sums, planes_kv * rows_kv / quant::kKeyBlock * d);
-  carver.take(s.v_sums, planes_kv * rows_kv / quant::kKeyBlock * dv);
+  if (smooth_v || !half) carver.take(s.v_sums, planes_kv * rows_kv / quant::kKeyBlock * dv);
   if (smooth_q) {
     carver.take(s.q_means, (blocks ? planes_q * rows_q / quant::kQueryBlock : sequences_q) * d);
   }
@@ -76,7 +88,12 @@ QuantisedWorkspace quantised_workspace(const Problem& problem, std::byte* base) 
     carver.take(s.q_largest, sequences_q * d);
     carver.take(s.k_largest, sequences_kv * d);
   }
-  carver.take(s.v_largest, sequences_kv * dv);
+  if (!half) {
+    const std::size_t first = carver.bytes();
+    carver.take(s.counters, kCounterInts + 2 * (2 * sequences_kv + sequences_q));
+    carver.take(s.v_largest, sequences_kv * dv);
+    s.cleared_bytes = carver.bytes() - first;
+  }
   to.bytes = carver.bytes();
   return to;
 }

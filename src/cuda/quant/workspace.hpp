@@ -14,7 +14,9 @@ struct QuantisedWorkspace {
   std::size_t bytes = 0;  ///< A multiple of 64.
 };
 
-/// Where everything lies from `base`, aligned to 64 bytes, on; null to ask for the size.
-QuantisedWorkspace quantised_workspace(const Problem& problem, std::byte* base);
+/// Where everything lies from `base`, aligned to 64 bytes, on; null to ask for the size. `packed`:
+/// two integers a byte, where they have 4 bits.
+QuantisedWorkspace quantised_workspace(const Problem& problem, std::byte* base,
+                                       bool packed = false);
 
 }  // namespace tessera::cuda

@@ -21,9 +21,8 @@ bool wants_extras(const Problem& problem) {
 }
 
 const BackwardVariant* choose(const Problem& problem) {
-  return choose_backward(
-      problem, {backward_d64(), backward_d96(), backward_d128(), backward_d192(), backward_d256(),
-                backward_d512()});
+  return choose_backward(problem, {backward_d64(), backward_d96(), backward_d128(), backward_d192(),
+                                   backward_d256(), backward_d512()});
 }
 
 std::size_t aligned(std::size_t bytes) {

@@ -48,6 +48,7 @@
 #include "cuda/ptx/opaque.cuh"
 #include "cuda/ptx/shared.cuh"
 #include "cuda/sm80/forward.hpp"
+#include "cuda/sm80/key_tiles.cuh"
 #include "cuda/tile/products.cuh"
 #include "cuda/tile/shared_tile.cuh"
 
@@ -100,23 +101,6 @@ __device__ __forceinline__ float* partial_of(const TileOrder& order, int x) {
   return order.partials + static_cast<std::int64_t>(x) * ForwardTraits<C>::kPartialFloats;
 }
 
-/// Goes through the key tiles where there is no block mask.
-template <int kTile>
-class EveryTile {
- public:
-  __device__ EveryTile(const Parameters&, int, int, Range, Range keys)
-      : at_(uniform(keys.begin / kTile * kTile)), end_(uniform(keys.end)) {}
-  __device__ bool next(Visit& visit) {
-    if (at_ >= end_) return false;
-    visit.begin = at_;
-    at_ += kTile;
-    return true;
-  }
-
- private:
-  int at_, end_;
-};
-
 /// The work of one block on one tile of rows.
 template <ForwardConfig C>
 class ForwardTile {
@@ -152,33 +136,12 @@ class ForwardTile {
     if (C.listed)
       keys = uniform(piece_range<Side::queries, C.tile_n>(p_, tile_.b, tile_.h, rows_, item, keys));
     Walk walk(p_, tile_.b, tile_.h, rows_, keys);
-    // Step −1 has nothing to compute yet: the first copies start in the loop like all others, which
-    // keeps the code short. Blocks of short sequences run it from a cold instruction cache.
-    Visit now, next;
-    bool more = true;
-    for (int step = -1; more; ++step) {
-      now = next;
-      more = walk.next(next);
-      next.begin = uniform(next.begin);
-      if (C.listed) next.full = uniform(next.full);
-      if (step >= 0) {
-        ptx::cp_async_wait<0>();
-        __syncthreads();
-      }
-      if (more) load_kv(next, (step + 1) % C.stages);
-      if (step < 0) continue;
-      if (step == 0) keep_q();
-      // A warp leaves out tiles that its own rows do not see, and tests those that they see in
-      // part.
-      int first = rows_.begin + warp_row_;
-      if constexpr (C.listed) ptx::make_opaque(first);  // not worth registers between steps
-      const int last = min(first + 16 * kRowTiles, rows_.end);
-      const Range seen = visible_keys(p_, sequence_, first, last);
-      if (first >= last || now.begin + C.tile_n <= seen.begin || now.begin >= seen.end) continue;
-      const Range whole = common_keys(p_, sequence_, first, last);
-      attend(now.begin, now.begin < whole.begin || now.begin + C.tile_n > whole.end, now.full == 0,
-             step % C.stages);
-    }
+    for_each_key_tile<C.tile_n, C.stages, 16 * kRowTiles, C.listed>(
+        p_, sequence_, rows_, warp_row_, walk,
+        [this](const Visit& visit, int stage) { load_kv(visit, stage); }, [this] { keep_q(); },
+        [this](int begin, bool positions, bool blocks, int stage) {
+          attend(begin, positions, blocks, stage);
+        });
     finish();
   }
 

@@ -25,8 +25,7 @@ std::unique_ptr<Kernel> make(const Problem& problem) {
 
 }  // namespace
 
-const Row kSm80Row{"cuda_sm80",
-                   "f16 bf16, forward and backward, head dims to 512, tensor cores",
+const Row kSm80Row{"cuda_sm80", "f16 bf16, forward and backward, head dims to 512, tensor cores",
                    no_device, reject, make};
 
 }  // namespace tessera::cuda::sm80

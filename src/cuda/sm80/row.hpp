@@ -7,5 +7,6 @@ namespace tessera::cuda::sm80 {
 
 extern const Row kSm80Row;
 extern const Row kSm80F32Row;
+extern const Row kSageRow;
 
 }  // namespace tessera::cuda::sm80

@@ -17,6 +17,10 @@
 //                                              │ wait for O; P_j = S
 //                                              O += P V; O / row sums → shared, where Q was → o
 //
+// With two stages of Q, o leaves through the one that its Q was in, which is held until the copy
+// engine has read it, in the next work; with one, registers go to memory. Configs that pass over
+// tiles take part in the turns of those that none of a warpgroup's rows sees, and multiply nothing.
+//
 // A warpgroup's exponentials run under its own second product and under the products of the others,
 // which the turns keep apart. Registers go from the producer, which needs few, to the consumers.
 //

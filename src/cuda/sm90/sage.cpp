@@ -19,20 +19,20 @@ namespace {
 constexpr int kLargestHeadDim = 256;
 constexpr int kCounterBytes = 64;
 
-/// What kernels without extras lack.
-bool wants_extras(const Problem& problem) {
+SageConfig::Scope scope_of(const Problem& problem) {
   const Quantization& scheme = problem.quantization;
-  return problem.softcap > 0 || problem.bias || problem.alibi || problem.mask || problem.sink ||
-         !(problem.scale > 0) || scheme.granularity == ScaleGranularity::token ||
-         scheme.smooth_q != SmoothQ::none;
+  const bool everything = problem.softcap > 0 || problem.bias || problem.alibi || problem.mask ||
+                          problem.sink || !(problem.scale > 0) ||
+                          scheme.granularity == ScaleGranularity::token ||
+                          scheme.smooth_q == SmoothQ::block;
+  if (everything) return SageConfig::everything;
+  return scheme.smooth_q == SmoothQ::tensor ? SageConfig::smooth_q : SageConfig::plain;
 }
 
 const SageVariant& choose(const Problem& problem) {
-  const auto of = [extras = wants_extras(problem)](const SageVariant(&variants)[2]) -> auto& {
-    return variants[extras ? 1 : 0];
-  };
-  if (problem.head_dim <= 64 && problem.head_dim_v <= 64) return of(sage_d64());
-  return of(problem.head_dim <= 128 ? sage_d128() : sage_d256());
+  const SageConfig::Scope scope = scope_of(problem);
+  if (problem.head_dim <= 64 && problem.head_dim_v <= 64) return sage_d64()[scope];
+  return problem.head_dim <= 128 ? sage_d128()[scope] : sage_d256()[scope];
 }
 
 /// Operands as the copy engine sees them: bytes travel in pairs.
@@ -67,7 +67,7 @@ class SageForward final : public CudaKernel {
     const SageConfig& c = variant_.config;
     return fmt::format("tile={}x{} head_dim={},{} warpgroups={}+1 stages={},{} shared={}K{}{}",
                        c.tile_m, c.tile_n, c.head_dim, c.head_dim_v, c.warpgroups(), c.q_stages,
-                       c.stages, c.shared_bytes() / 1024, c.extras ? " extras" : "",
+                       c.stages, c.shared_bytes() / 1024, c.extras() ? " extras" : "",
                        problem_.precision == Precision::sage4
                            ? " (4-bit integers, multiplied as 8-bit ones: Hopper has no other)"
                            : "");

@@ -28,6 +28,10 @@
 // which so cost no instruction. The tensor cores' sums keep 13 bits, so each tile's product starts
 // from zero and is added to O in f32.
 //
+// Where all of Q was smoothed, a number for each key comes with K and is added to its scores before
+// the softmax's scale; so scores are floats from then on. What else there is to scores takes the
+// variant with two consumers, which have the registers for it.
+//
 // The workspace holds zeros for keys that are not used and ends sequences at whole tiles, so
 // nothing has to be cleared in shared memory.
 #pragma once

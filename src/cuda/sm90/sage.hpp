@@ -16,15 +16,20 @@ struct SageConfig {
   int head_dim, head_dim_v;  ///< Padded sizes: smaller ones are zero-filled in shared memory.
   int tile_m, tile_n;        ///< Queries of a block, 64 for each warpgroup; keys of one step.
   int q_stages, stages;      ///< Tiles of queries and of keys in shared memory.
-  bool extras;  ///< All features and scales; without: scale > 0 and masks by position or block.
+  /// What it knows: scale > 0 and masks by position or block; smoothing of all of Q, too; all
+  /// features and scales.
+  enum Scope { plain, smooth_q, everything } scope;
 
+  constexpr bool extras() const { return scope == everything; }
   constexpr int warpgroups() const { return tile_m / 64; }  ///< That multiply.
   /// Of a tile of K: four for 64 keys, or one for each.
-  constexpr int scale_bytes() const { return extras ? 4 * tile_n : tile_n / 4; }
+  constexpr int scale_bytes() const { return extras() ? 4 * tile_n : tile_n / 4; }
+  /// Behind them: a number for each key.
+  constexpr int offset_bytes() const { return scope == smooth_q ? 4 * tile_n : 0; }
   /// Tiles, of V with eight rows of ones, scales, and at the end barriers and messages.
   constexpr std::size_t shared_bytes() const {
     return q_stages * tile_m * head_dim +
-           stages * (tile_n * (head_dim + head_dim_v + 8) + scale_bytes()) + 1024;
+           stages * (tile_n * (head_dim + head_dim_v + 8) + scale_bytes() + offset_bytes()) + 1024;
   }
 };
 
@@ -42,9 +47,9 @@ struct SageVariant {
                     int* counter, const DeviceInfo& device, cudaStream_t stream);
 };
 
-/// Those of one head dim (one source file each): without and with extras.
-const SageVariant (&sage_d64())[2];
-const SageVariant (&sage_d128())[2];
-const SageVariant (&sage_d256())[2];
+/// Those of one head dim (one source file each), by scope.
+const SageVariant (&sage_d64())[3];
+const SageVariant (&sage_d128())[3];
+const SageVariant (&sage_d256())[3];
 
 }  // namespace tessera::cuda::sm90

@@ -7,6 +7,7 @@
 #include "cuda/sm90/consumer_side.cuh"
 #include "cuda/sm90/sage_traits.cuh"
 #include "cuda/sm90/store.cuh"
+#include "cuda/tile/group_products_8bit.cuh"
 
 namespace tessera::cuda::sm90 {
 
@@ -30,7 +31,9 @@ class SageConsumer : ConsumerSide<C> {
   __device__ __forceinline__ void run() {
     if (group_ == Traits::kConsumers - 1) pass_turn();
     for (Message visit = receive(); !visit.none(); visit = receive()) {
-      const GroupWork work = receive_work();
+      GroupWork work = receive_work();
+      ptx::make_opaque(work.whole.begin);
+      ptx::make_opaque(work.whole.end);
       Registers r;
       QuantisedSoftmax softmax;
       read_q_scales(r, work);
@@ -69,7 +72,7 @@ class SageConsumer : ConsumerSide<C> {
   __device__ __forceinline__ void read_q_scales(Registers& r, const GroupWork& work) const {
     const QuantisedOperands& x = operands_.tensors;
     const std::int64_t row = first_row(work);
-    if constexpr (C.extras) {
+    if constexpr (Traits::kExtras) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const std::int64_t at = row + 8 * half;
@@ -77,7 +80,8 @@ class SageConsumer : ConsumerSide<C> {
         r.offset[half] = p_.softcap > 0 && x.row_offsets != nullptr ? x.row_offsets[at] : 0.0f;
       }
     } else {
-      r.q_factor[0] = p_.scale * kLog2e * x.q_scales[row / kQueryWarp * 8 + row % 8];
+      const float unit = C.scope == SageConfig::smooth_q ? 1 : p_.scale * kLog2e;
+      r.q_factor[0] = unit * x.q_scales[row / kQueryWarp * 8 + row % 8];
     }
   }
 
@@ -96,7 +100,7 @@ class SageConsumer : ConsumerSide<C> {
   /// S [64 × tile_n] = Q Kᵀ.
   __device__ __forceinline__ void multiply_scores(Registers& r) const {
     ptx::wgmma_fence();
-    start_rows_by<ptx::WgmmaS8<C.tile_n>>(r.s, shared_.q(q_.stage, group_), shared_.k(k_.stage));
+    start_rows_s8(r.s, shared_.q(q_.stage, group_), shared_.k(k_.stage));
     ptx::wgmma_commit();
     ptx::wgmma_wait<0>();
     wait_turn();
@@ -107,7 +111,7 @@ class SageConsumer : ConsumerSide<C> {
   /// key tile Q.
   __device__ __forceinline__ void scale_scores(Registers& r, const Message& visit,
                                                const GroupWork& work) {
-    if constexpr (C.extras) {
+    if constexpr (Traits::kExtras) {
       dequantise(r, visit, work);
     } else {
       const int t = static_cast<int>(threadIdx.x % 4);
@@ -116,8 +120,27 @@ class SageConsumer : ConsumerSide<C> {
         r.factor[group] =
             r.q_factor[0] * ptx::load_shared_float(shared_.scales(k_.stage) + (4 * group + t) * 4);
       }
+      if constexpr (C.scope == SageConfig::smooth_q) add_offsets(r, t);
     }
     release_k(visit);
+  }
+
+  /// From integers to q · k with what smoothing Q has subtracted; it remains to multiply by the
+  /// softmax's scale.
+  __device__ __forceinline__ void add_offsets(Registers& r, int t) const {
+    const std::uint32_t offsets = shared_.scales(k_.stage + 1) - Traits::kOffsetBytes + 2 * t * 4;
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+      const float2 offset = ptx::load_shared_pair(offsets + 8 * n * 4);
+      const float factor = r.factor[n / kGroupTiles];
+#pragma unroll
+      for (int at = 0; at < 4; ++at) {
+        r.w[0][n][at] =
+            fmaf(static_cast<float>(r.s[n][at]), factor, at % 2 == 0 ? offset.x : offset.y);
+      }
+    }
+#pragma unroll
+    for (float& factor : r.factor) factor = p_.scale * kLog2e;
   }
 
   /// From integers to q · k: scales of rows and keys, and what smoothing has subtracted.
@@ -164,15 +187,20 @@ class SageConsumer : ConsumerSide<C> {
                       work.tile.begin - (group_ + 1) * kGroupRows);
     const bool inside =
         visit.begin() >= work.whole.begin && visit.begin() + C.tile_n <= work.whole.end;
-    if constexpr (C.extras) {
+    if constexpr (Traits::kExtras) {
       rules.score(r.w, visit.begin());
     } else {
-      if (visit.has(Message::full) && inside) return weigh_tile(r, softmax, r.s);
+      constexpr bool kIntegers = C.scope == SageConfig::plain;
+      if (visit.has(Message::full) && inside) {
+        if constexpr (kIntegers) return weigh_tile(r, softmax, r.s);
+        return weigh_tile(r, softmax, r.w[0]);
+      }
 #pragma unroll
       for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
         for (int at = 0; at < 4; ++at) {
-          r.w[0][n][at] = static_cast<float>(r.s[n][at]) * r.factor[n / kGroupTiles];
+          const float x = kIntegers ? static_cast<float>(r.s[n][at]) : r.w[0][n][at];
+          r.w[0][n][at] = x * r.factor[n / kGroupTiles];
         }
       }
     }
@@ -278,7 +306,7 @@ class SageConsumer : ConsumerSide<C> {
   }
 
   /// Divides by the row sums, and stores o and lse of every row that exists.
-  __device__ __forceinline__ void store(const Registers& r, const QuantisedSoftmax& softmax,
+  __device__ __forceinline__ void store(Registers& r, const QuantisedSoftmax& softmax,
                                         const GroupWork& work) const {
     const QuantisedOperands& x = operands_.tensors;
     const int warp = static_cast<int>(threadIdx.x % kGroupThreads / kWarpSize);
@@ -286,35 +314,86 @@ class SageConsumer : ConsumerSide<C> {
     const bool shifted = x.row_offsets != nullptr && !(p_.softcap > 0);
     const std::int64_t channels =
         (std::int64_t{work.tile.b} * p_.heads_kv + work.tile.h / p_.group) * x.v_stride;
-#pragma unroll 1
+    float scale[2], weight[2];
+#pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int i = work.tile.begin + 16 * warp + 8 * half + lane / 4;
       const float taken = shifted ? p_.scale * x.row_offsets[first_row(work) + 8 * half] : 0.0f;
-      const float sink = C.extras && p_.sink != nullptr ? p_.sink[work.tile.h] : minus_infinity();
-      const float sum = half == 0 ? r.sum[0] : r.sum[1];
-      auto [scale, weight, lse] =
-          softmax.finish(half, sum, half == 0 ? r.exact[0] : r.exact[1], sink - taken);
-      lse = sum == 0 ? sink : lse + taken;
+      const float sink =
+          Traits::kExtras && p_.sink != nullptr ? p_.sink[work.tile.h] : minus_infinity();
+      auto result = softmax.finish(half, r.sum[half], r.exact[half], sink - taken);
+      result.lse = r.sum[half] == 0 ? sink : result.lse + taken;
       const bool used = i < work.sequence.q_len;
-      const bool exists = i < work.sequence.q_rows;
-      if (!used) lse = minus_infinity();
-      const int token = work.sequence.q_begin + i;
-      if (p_.lse.data != nullptr && lane % 4 == 0 && exists) {
-        *scalar_of(p_.lse, work.tile.b, work.tile.h, token) = lse;
+      if (p_.lse.data != nullptr && lane % 4 == 0 && i < work.sequence.q_rows) {
+        *scalar_of(p_.lse, work.tile.b, work.tile.h, work.sequence.q_begin + i) =
+            used ? result.lse : minus_infinity();
       }
+      scale[half] = used ? result.scale : 0;
+      weight[half] = result.weight;
+    }
+    scale_channels(r, scale, x.v_scales + channels);
+#pragma unroll 1
+    for (int half = 0; half < 2; ++half) {
+      const int i = work.tile.begin + 16 * warp + 8 * half + lane / 4;
+      const bool stored = (half == 0 ? scale[0] : scale[1]) != 0;
       float row[Traits::kOutTiles][2];
 #pragma unroll
       for (int n = 0; n < Traits::kOutTiles; ++n) {
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
-          const int d = 8 * n + lane % 4 * 2 + e;
           const float o = half == 0 ? r.o[n][e] : r.o[n][2 + e];
-          const bool stored = used && scale != 0 && d < p_.head_dim_v;
-          row[n][e] = stored ? o * (scale * x.v_scales[channels + d]) : 0.0f;
-          if (stored && x.v_means != nullptr) row[n][e] += weight * x.v_means[channels + d];
+          row[n][e] = stored ? o : 0.0f;
         }
       }
-      store_as(row, exists, work, token);
+      if (stored && x.v_means != nullptr) {
+        add_means(row, half == 0 ? weight[0] : weight[1], x.v_means + channels);
+      }
+      store_as(row, i < work.sequence.q_rows, work, work.sequence.q_begin + i);
+    }
+  }
+
+  /// O times V's scales and what its rows are divided by. Loads come together, whether or not they
+  /// are needed: one in a branch of its own would be waited for alone.
+  __device__ __forceinline__ void scale_channels(Registers& r, const float (&rows)[2],
+                                                 const float* scales) const {
+    constexpr int kAtOnce = 8;
+    unsigned thread = threadIdx.x;
+    ptx::make_opaque(thread);  // Else addresses hold registers through all tiles.
+    const int own = static_cast<int>(thread % 4) * 2;
+    const int left = p_.head_dim_v - own;
+#pragma unroll
+    for (int first = 0; first < Traits::kOutTiles; first += kAtOnce) {
+      float channel[kAtOnce][2];
+#pragma unroll
+      for (int n = 0; n < kAtOnce; ++n) {
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const int d = 8 * (first + n) + e;
+          channel[n][e] = d < left ? __ldg(scales + own + d) : 0.0f;
+        }
+      }
+#pragma unroll
+      for (int n = 0; n < kAtOnce; ++n) {
+#pragma unroll
+        for (int at = 0; at < 4; ++at) r.o[first + n][at] *= rows[at / 2] * channel[n][at % 2];
+      }
+    }
+  }
+
+  /// What smoothing V has subtracted.
+  __device__ __forceinline__ void add_means(float (&row)[Traits::kOutTiles][2], float weight,
+                                            const float* means) const {
+    unsigned thread = threadIdx.x;
+    ptx::make_opaque(thread);
+    const int own = static_cast<int>(thread % 4) * 2;
+    const int left = p_.head_dim_v - own;
+#pragma unroll
+    for (int n = 0; n < Traits::kOutTiles; ++n) {
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const int d = 8 * n + e;
+        row[n][e] += weight * (d < left ? __ldg(means + own + d) : 0.0f);
+      }
     }
   }
 

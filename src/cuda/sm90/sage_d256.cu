@@ -2,11 +2,12 @@
 
 namespace tessera::cuda::sm90 {
 
-const SageVariant (&sage_d256())[2] {
-  static constexpr SageVariant kVariants[2] = {
-      //                       D    Dv   m    n   q  k,v extras
-      sage_variant<SageConfig{256, 128, 192, 128, 2, 2, false}>(),
-      sage_variant<SageConfig{256, 128, 128, 128, 2, 2, true}>(),
+const SageVariant (&sage_d256())[3] {
+  static constexpr SageVariant kVariants[3] = {
+      //                       D    Dv   m    n   q  k,v scope
+      sage_variant<SageConfig{256, 128, 192, 128, 2, 2, SageConfig::plain}>(),
+      sage_variant<SageConfig{256, 128, 192, 128, 2, 2, SageConfig::smooth_q}>(),
+      sage_variant<SageConfig{256, 128, 128, 128, 2, 2, SageConfig::everything}>(),
   };
   return kVariants;
 }

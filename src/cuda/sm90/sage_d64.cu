@@ -2,11 +2,12 @@
 
 namespace tessera::cuda::sm90 {
 
-const SageVariant (&sage_d64())[2] {
-  static constexpr SageVariant kVariants[2] = {
-      //                       D    Dv   m    n   q  k,v extras
-      sage_variant<SageConfig{64, 64, 192, 128, 2, 3, false}>(),
-      sage_variant<SageConfig{64, 64, 128, 128, 2, 2, true}>(),
+const SageVariant (&sage_d64())[3] {
+  static constexpr SageVariant kVariants[3] = {
+      //                       D    Dv   m    n   q  k,v scope
+      sage_variant<SageConfig{64, 64, 192, 128, 2, 3, SageConfig::plain}>(),
+      sage_variant<SageConfig{64, 64, 192, 128, 2, 3, SageConfig::smooth_q}>(),
+      sage_variant<SageConfig{64, 64, 128, 128, 2, 2, SageConfig::everything}>(),
   };
   return kVariants;
 }

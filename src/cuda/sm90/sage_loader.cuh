@@ -33,14 +33,22 @@ class SageLoader {
     const std::uint32_t barrier = shared.k_full(stage);
     const int h = work.tile.h / p_.group;
     const int row = begin(work.sequence.kv_begin, work) + visit.begin;
-    const int each = C.extras && operands_.tensors.token_scales ? 1 : 16;  // keys for each scale
+    const int each =
+        Traits::kExtras && operands_.tensors.token_scales ? 1 : 16;  // keys for each scale
     const int bytes = C.tile_n / each * static_cast<int>(sizeof(float));
     const std::int64_t at =
         (plane(work) * std::int64_t{p_.heads_kv} + h) * operands_.tensors.rows_kv + row;
     if (threadIdx.x == 0) {
-      ptx::mbarrier_arrive_expect(barrier, Tile::kBytes + bytes);
+      ptx::mbarrier_arrive_expect(barrier, Tile::kBytes + bytes + Traits::kOffsetBytes);
       load_panels(shared.k(stage), barrier, maps_.k, 0, row, h, plane(work));
       ptx::bulk_load(shared.scales(stage), operands_.tensors.k_scales + at / each, bytes, barrier);
+      if constexpr (Traits::kOffsetBytes > 0) {
+        const std::int64_t offsets =
+            (plane(work) * std::int64_t{p_.heads_q} + work.tile.h) * operands_.tensors.rows_kv +
+            row;
+        ptx::bulk_load(shared.scales(stage + 1) - Traits::kOffsetBytes,
+                       operands_.tensors.key_offsets + offsets, Traits::kOffsetBytes, barrier);
+      }
     }
     __syncwarp();
   }
@@ -58,9 +66,11 @@ class SageLoader {
 
   __device__ void store_unattended(const Work& work) const {
     if (operands_.out == DType::f32) {
-      sm90::store_unattended<C.tile_m, std::uint32_t>(p_, work.tile, work.sequence, C.extras);
+      sm90::store_unattended<C.tile_m, std::uint32_t>(p_, work.tile, work.sequence,
+                                                      Traits::kExtras);
     } else {
-      sm90::store_unattended<C.tile_m, std::uint16_t>(p_, work.tile, work.sequence, C.extras);
+      sm90::store_unattended<C.tile_m, std::uint16_t>(p_, work.tile, work.sequence,
+                                                      Traits::kExtras);
     }
   }
 

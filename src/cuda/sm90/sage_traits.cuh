@@ -18,7 +18,9 @@ struct KernelTraits<C> {
   static constexpr int kOutTiles = C.head_dim_v / 8;
   static constexpr int kKeyGroups = C.tile_n / kKeyGroup;
   static constexpr bool kHoldsQ = false;
-  static constexpr int kScaleBytes = C.scale_bytes();
+  static constexpr bool kExtras = C.extras();
+  static constexpr int kOffsetBytes = C.offset_bytes();
+  static constexpr int kScaleBytes = C.scale_bytes() + kOffsetBytes;  ///< The offsets come last.
   static constexpr int kProducerRegisters = kConsumers == 3 ? 32 : 40;
   static constexpr int kConsumerRegisters = kConsumers == 3 ? 160 : 232;
   static_assert(C.tile_m == kConsumers * kGroupRows && C.tile_n % kKeyGroup == 0);

@@ -7,7 +7,6 @@
 #pragma once
 
 #include "cuda/ptx/wgmma.cuh"
-#include "cuda/ptx/wgmma_8bit.cuh"
 #include "cuda/tile/shared_tile.cuh"
 
 namespace tessera::cuda {
@@ -57,22 +56,6 @@ template <typename T, int kTiles, typename TileA, typename TileB>
 __device__ __forceinline__ void start_rows(float (&acc)[kTiles][4], const TileA& a,
                                            const TileB& b) {
   start_rows_by<ptx::Wgmma<T, 8 * kTiles>>(acc, a, b);
-}
-
-/// acc [64 × 8 · kTiles] = A Bᵀ in e4m3, with the rows of b from `row`, a multiple of 8, on: A
-/// [64 × columns of b] in registers.
-template <int kTiles, int kSteps, typename TileB>
-__device__ __forceinline__ void start_registers_e4m3(float (&acc)[kTiles][4],
-                                                     const std::uint32_t (&a)[kSteps][4],
-                                                     const TileB& all, int row) {
-  static_assert(8 * kTiles <= TileB::kRows && kRowSteps<TileB> == kSteps);
-  const TileB b{all.base + row * TileB::kPitch};
-  using Product = ptx::WgmmaE4m3<8 * kTiles>;
-  Product::template registers<false>(acc, a[0], rows_operand(b, 0));
-#pragma unroll
-  for (int k = 1; k < kSteps; ++k) {
-    Product::template registers<true>(acc, a[k], rows_operand(b, k));
-  }
 }
 
 /// acc [64 × columns of b] += A B: A [64 × 16 · kSteps] in registers, the first rows of b.
