@@ -9,7 +9,8 @@ namespace {
 constexpr std::int64_t kStripsPerTask = 8;
 
 /// Whether a tensor's rows can be loaded as matrix tiles where they lie: whole tiles deep, each row
-/// of a tile one cache line, and rows not so far apart that they crowd a few sets of the caches.
+/// of a tile one cache line, and rows not so far apart that they crowd a few sets of the caches. A
+/// dense backward pass reads them so often that packing them costs nothing.
 bool are_operands(const Problem& problem, const TensorView& view, std::int64_t columns) {
   constexpr std::int64_t kLine = 64;
   constexpr std::int64_t kCrowded = 1024;
@@ -17,7 +18,8 @@ bool are_operands(const Problem& problem, const TensorView& view, std::int64_t c
   const auto whole_lines = [&](std::int64_t stride) { return stride * size % kLine == 0; };
   const std::int64_t row = view.stride[problem.varlen ? 0 : 2];
   const bool crowded = row > columns && row * size % kCrowded == 0;
-  return columns % PackedStrips::kKeys == 0 && !crowded &&
+  const bool read_often = problem.pass == Pass::backward && !problem.block_mask;
+  return !read_often && columns % PackedStrips::kKeys == 0 && !crowded &&
          reinterpret_cast<std::uintptr_t>(view.data) % kLine == 0 && whole_lines(row) &&
          whole_lines(view.stride[problem.varlen ? 1 : 0]) &&
          (problem.varlen || whole_lines(view.stride[1]));

@@ -286,14 +286,16 @@ void matrix_backward_block(MatrixBackwardState<S>& x, const KeySegment& segment,
   }
 }
 
-/// What is read ahead during a block of `keys` keys: the operands of the keys [begin, end) of the
-/// next one, or, if that is empty, what the next tile begins with.
+/// What is read ahead during a block of `keys` keys under a block mask: the operands of the keys
+/// [begin, end) of the next one, or, if that is empty, what the next tile begins with.
 template <class S>
 void plan_ahead(MatrixBackwardState<S>& x, std::int64_t keys, std::int64_t begin,
                 std::int64_t end) {
   const BackwardTile& t = x.tile;
   constexpr auto kSize = static_cast<std::int64_t>(sizeof(bf16));
   x.ahead.clear();
+  x.turn = 0;
+  if (!t.keys.blocks) return;
   if (begin < end) {
     const std::int64_t first = begin / kStrip;
     const std::int64_t count = (end + kStrip - 1) / kStrip - first;
