@@ -92,25 +92,12 @@ void pack_columns(const Rows& in, std::int64_t columns, std::uint32_t used, bf16
   }
 }
 
-/// Asks for the lines of n elements before they are written: many threads have read what the last
-/// run left there, and the stores by themselves would wait for one line's owners after another's.
-template <class S>
-void ask_to_write(bf16* out, std::int64_t n) {
-  for (std::int64_t i = 0; i < n; i += kStrip) S::ask_to_write(out + i);
-}
-
 /// One strip of K and V.
 template <class S>
 void pack_strip(const StripSource& from, bf16* out) {
   const StripLayout layout(from.blocking);
   const std::int64_t head_dim = from.blocking.head_dim;
   const std::int64_t head_dim_v = from.blocking.head_dim_v;
-  const std::int64_t columns = from.backward ? layout.k_t() : layout.v();
-  ask_to_write<S>(out + columns, kStrip * (from.backward ? layout.depth : layout.depth_v));
-  if (!from.k_in_place) ask_to_write<S>(out, kStrip * layout.depth);
-  if (from.backward && !from.v_in_place) {
-    ask_to_write<S>(out + layout.v(), kStrip * layout.depth_v);
-  }
   if (!from.k_in_place) pack_rows<S>(from.k, head_dim, from.used, out, layout.depth);
   if (from.backward) {
     if (!from.v_in_place) {

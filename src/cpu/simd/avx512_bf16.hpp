@@ -24,11 +24,6 @@ struct Avx512Bf16 : Avx512 {
 
   static bool any(M m) { return m != 0; }
 
-  /// Asks for a cache line that will be written.
-  static void ask_to_write(void* p) {
-    asm volatile("prefetchw %0" : : "m"(*static_cast<const char*>(p)));
-  }
-
   using Avx512::store_from_f32;
   /// To nearest even; denormals become zero.
   static void store_from_f32(bf16* p, V x) {
