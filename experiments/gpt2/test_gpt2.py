@@ -12,6 +12,7 @@ import torch
 pytest.importorskip("transformers")
 sys.path.insert(0, str(Path(__file__).parent))
 
+import accuracy  # noqa: E402
 import benchmark  # noqa: E402
 import data  # noqa: E402
 import log  # noqa: E402
@@ -139,6 +140,16 @@ def test_plots(tmp_path, capsys):
     log.write_json(tmp_path / "speed.json", dict(records=rows))
     plot.main(["context", str(tmp_path / "speed.json"), "--output", str(picture)])
     assert picture.stat().st_size > 1000
+
+
+def test_accuracy(capsys):
+    options = ["--text", TEXT, "--size", "tiny", "--context", "48", "--batch", "1", "--steps", "0,1"]
+    options += ["--layers", "1", "--attention", "eager,tessera", "--device", "cpu"]
+    accuracy.main(options)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[1] + line[4] for line in lines] == ["0eager", "0tessera", "1eager", "1tessera"]
+    for line in lines:
+        assert all(1e-5 < float(line[at]) < 0.1 for at in (6, 9, 12, 15)), line
 
 
 def test_text_as_tokens(tmp_path):
