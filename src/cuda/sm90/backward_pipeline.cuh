@@ -120,7 +120,11 @@ class BackwardMemory {
   __device__ void initialise() const {
     for (int n = 0; n < kBackwardBarriers; ++n) {
       const bool of_consumers = n >= 2 + 3 * C.stages;
-      ptx::mbarrier_init(barrier(n), of_consumers ? BackwardTraits<C>::kConsumerWarps : 1);
+      const int warps = of_consumers ? BackwardTraits<C>::kConsumerWarps : 1;
+      // K, V and d_O come by the copy engine alone; with Q comes the walk, which a warp has
+      // written.
+      const bool copied = n < 2 || (n - 2) / C.stages == 1;
+      ptx::mbarrier_init(barrier(n), copied ? warps : warps * ptx::kWarpArrivals);
     }
     ptx::mbarrier_init_fence();
   }
