@@ -50,8 +50,15 @@ class Run(NamedTuple):
 
     attention: str
     seed: int
-    steps: list[float]
-    losses: list[float]
+    losses: dict[int, float]  # by step
+
+    def apart(self, others: list[Run]) -> dict[int, float]:
+        """Its losses less the others' mean, at the steps that all of them logged."""
+        steps = [s for s in self.losses if all(s in other.losses for other in others)]
+        return {
+            s: self.losses[s] - sum(other.losses[s] for other in others) / len(others)
+            for s in steps
+        }
 
 
 def read_run(folder: str) -> Run:
@@ -61,8 +68,7 @@ def read_run(folder: str) -> Run:
     return Run(
         options.get("attention", Path(folder).name),
         options.get("seed", 0),
-        [row["step"] for row in rows],
-        [row["loss"] for row in rows],
+        {int(row["step"]): row["loss"] for row in rows},
     )
 
 
@@ -78,7 +84,9 @@ def differences(runs: list[Run], window: int) -> dict[tuple[str, str], dict[str,
             continue
         if one.attention > other.attention:
             one, other = other, one
-        apart = [a - b for a, b in zip(one.losses, other.losses)]
+        apart = list(one.apart([other]).values())
+        if not apart:
+            continue
         last = apart[-max(1, len(apart) // 4) :]
         lists = found.setdefault((one.attention, other.attention), {})
         lists.setdefault("step", []).extend(apart)
@@ -105,11 +113,11 @@ def draw_losses(runs: list[Run], window: int, output: str) -> None:
         if run.attention not in labelled:
             style["label"] = run.attention
             labelled.add(run.attention)
-        curves.plot(run.steps, smoothed(run.losses, window), **style)
-        standard = [r.losses for r in runs if r.seed == run.seed and r.attention in STANDARD]
+        curves.plot(list(run.losses), smoothed(list(run.losses.values()), window), **style)
+        standard = [r for r in runs if r.seed == run.seed and r.attention in STANDARD]
         if standard:
-            apart = [loss - sum(at) / len(at) for loss, at in zip(run.losses, zip(*standard))]
-            distances.plot(run.steps, smoothed(apart, window), **style)
+            apart = run.apart(standard)
+            distances.plot(list(apart), smoothed(list(apart.values()), window), **style)
     curves.set(xlabel="step", ylabel="loss, nats per token")
     distances.set(xlabel="step", ylabel="less the mean of eager and sdpa, same seed")
     curves.legend()

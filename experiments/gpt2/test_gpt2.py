@@ -126,6 +126,7 @@ def test_plots(tmp_path, capsys):
         folder = tmp_path / f"{attention}-{seed}"
         run(folder, "--batch", "1", "--steps", "3", "--attention", attention, "--seed", str(seed))
         folders.append(str(folder))
+    run(tmp_path / "tessera-1", "--batch", "1", "--steps", "5", "--seed", "1", "--resume")
     picture = tmp_path / "loss.png"
     plot.main(["loss", *folders, "--output", str(picture)])
     assert picture.stat().st_size > 1000
