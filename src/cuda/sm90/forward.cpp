@@ -37,8 +37,8 @@ int rows_beyond_blocks(const Problem& problem, const ForwardConfig& config) {
   return problem.block_mask && problem.block_q % config.tile_m != 0 ? config.tile_m : 0;
 }
 
-/// What `tessera bench --suite tune-sm90` found: the config for head dims, without or with a causal
-/// mask or window, to so many keys; docs/hopper.md has the run.
+/// What measurements found (docs/hopper.md, Tuning): the config for head dims, without or with a
+/// causal mask or window, to so many keys.
 struct Tuned {
   int head_dim, head_dim_v;
   bool masked;
@@ -47,12 +47,12 @@ struct Tuned {
 };
 constexpr std::int64_t kAnyKeys = std::numeric_limits<std::int64_t>::max();
 constexpr Tuned kTuned[] = {
-    // D, Dv, masked, keys, config
-    {64, 64, false, kAnyKeys, "192x128-q2k2v2"},    //
-    {64, 64, true, 4096, "192x128-q2k2v2-passes"},  //
-    {64, 64, true, kAnyKeys, "192x128-q2k2v2"},     //
-    {128, 128, false, kAnyKeys, "128x176-q1k2v2"},  //
-    {128, 128, true, kAnyKeys, "128x128-q2k2v2"},   //
+    // D, Dv, masked, keys, config                     TFLOP/s at S 512, 1024, 4096
+    {64, 64, false, kAnyKeys, "192x128-q2k2v2"},    // 331, 396, 503
+    {64, 64, true, 4096, "192x128-q2k2v2-passes"},  // 215, 288, 443
+    {64, 64, true, kAnyKeys, "192x128-q2k2v2"},  // 199, 267, 433; without a test longer is faster
+    {128, 128, false, kAnyKeys, "128x176-q1k2v2"},  // 460, 572, 684
+    {128, 128, true, kAnyKeys, "128x128-q2k2v2"},   // 297, 410, 633
 };
 
 /// Empty: no entry. Block masks go by how tiles fit the blocks.
