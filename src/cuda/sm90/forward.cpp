@@ -93,8 +93,9 @@ std::vector<const ForwardVariant*> choices(const Problem& problem, bool extras) 
       }
       if (own < head_dims) list.clear();
       head_dims = own;
+      const std::string_view tuned = tuned_for(problem, c);
       list.push_back(
-          {{candidate, rows_beyond_blocks(problem, c), name_of(c) != tuned_for(problem, c),
+          {{candidate, rows_beyond_blocks(problem, c), !tuned.empty() && name_of(c) != tuned,
             wants_small_tiles(problem) ? c.tile_n : -c.tile_n, -c.tile_m},
            &variant});
     }
