@@ -1,17 +1,24 @@
 #include "cuda/sm90/forward.hpp"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
+#include <cstdlib>
+#include <limits>
 #include <optional>
+#include <tuple>
+#include <vector>
 
 #include "cuda/host/parameters.hpp"
+#include "cuda/sm90/candidates.hpp"
 #include "cuda/sm90/tensor_map.hpp"
 
 namespace tessera::cuda::sm90 {
 namespace {
 
 constexpr int kLargestHeadDim = 256;
+constexpr const char* kEnvironment = "TESSERA_SM90_FORWARD";
 constexpr int kVector = 8;  // elements of 16 bytes
 
 bool wants_extras(const Problem& problem) {
@@ -30,33 +37,104 @@ int rows_beyond_blocks(const Problem& problem, const ForwardConfig& config) {
   return problem.block_mask && problem.block_q % config.tile_m != 0 ? config.tile_m : 0;
 }
 
-/// Whether much of the work is in key tiles that a third of a query tile does not see. (Asking
-/// costs long sequences 1 to 2 %.)
-bool passes_over_pays(const Problem& problem) {
-  constexpr std::int64_t kLongest = 4096;
-  return (problem.causal || problem.windowed()) && problem.seq_kv <= kLongest;
-}
+/// What measurements found (docs/hopper.md, Tuning): the config for head dims, without or with a
+/// causal mask or window, to so many keys.
+struct Tuned {
+  int head_dim, head_dim_v;
+  bool masked;
+  std::int64_t most_keys;
+  std::string_view config;
+};
+constexpr std::int64_t kAnyKeys = std::numeric_limits<std::int64_t>::max();
+constexpr Tuned kTuned[] = {
+    // D, Dv, masked, keys, config                     TFLOP/s at S 512, 1024, 4096
+    {64, 64, false, kAnyKeys, "192x128-q2k2v2"},    // 331, 396, 503
+    {64, 64, true, 4096, "192x128-q2k2v2-passes"},  // 215, 288, 443
+    {64, 64, true, kAnyKeys, "192x128-q2k2v2"},  // 199, 267, 433; without a test longer is faster
+    {128, 128, false, kAnyKeys, "128x176-q1k2v2"},  // 460, 572, 684
+    {128, 128, true, kAnyKeys, "128x128-q2k2v2"},   // 297, 410, 633
+};
 
-/// The variant for a problem: that of the smallest head dims that take it.
-const ForwardVariant* choose(const Problem& problem, bool extras) {
-  const ForwardVariant* best = nullptr;
-  for (const auto variants :
-       {forward_d64(), forward_d96(), forward_d128(), forward_d192(), forward_d256()}) {
-    for (const ForwardVariant& variant : variants) {
-      const ForwardConfig& c = variant.config;
-      if (c.dtype != problem.dtype || c.extras != extras || problem.head_dim > c.head_dim ||
-          problem.head_dim_v > c.head_dim_v) {
-        continue;
-      }
-      const auto rank = [&problem](const ForwardConfig& config) {
-        return std::tuple(config.head_dim, config.head_dim_v, rows_beyond_blocks(problem, config),
-                          wants_small_tiles(problem) ? config.tile_n : -config.tile_n,
-                          config.passes_over != passes_over_pays(problem), -config.tile_m);
-      };
-      if (best == nullptr || rank(c) < rank(best->config)) best = &variant;
+/// Empty: no entry. Block masks go by how tiles fit the blocks.
+std::string_view tuned_for(const Problem& problem, const ForwardConfig& like) {
+  if (problem.block_mask || like.extras) return {};
+  const bool masked = problem.causal || problem.windowed();
+  for (const Tuned& t : kTuned) {
+    if (t.head_dim == like.head_dim && t.head_dim_v == like.head_dim_v && t.masked == masked &&
+        problem.seq_kv <= t.most_keys) {
+      return t.config;
     }
   }
-  return best;
+  return {};
+}
+
+/// "192x128-q2k2v2": tile of queries × keys, stages of Q, K and V.
+std::string name_of(const ForwardConfig& c) {
+  return fmt::format("{}x{}-q{}k{}v{}{}", c.tile_m, c.tile_n, c.q_stages, c.stages, c.stages,
+                     c.passes_over ? "-passes" : "");
+}
+
+/// The variants of the smallest head dims that take a problem, the preferred first: those that the
+/// table names, that the library has for good, that fit best.
+std::vector<const ForwardVariant*> choices(const Problem& problem, bool extras) {
+  struct Choice {
+    std::tuple<bool, int, bool, int, int> rank;
+    const ForwardVariant* variant;
+  };
+  std::vector<Choice> list;
+  std::pair<int, int> head_dims{kLargestHeadDim + 1, 0};
+  const auto add = [&](std::span<const ForwardVariant> variants, bool candidate) {
+    for (const ForwardVariant& variant : variants) {
+      const ForwardConfig& c = variant.config;
+      const std::pair own{c.head_dim, c.head_dim_v};
+      if (c.dtype != problem.dtype || c.extras != extras || problem.head_dim > c.head_dim ||
+          problem.head_dim_v > c.head_dim_v || own > head_dims) {
+        continue;
+      }
+      if (own < head_dims) list.clear();
+      head_dims = own;
+      const std::string_view tuned = tuned_for(problem, c);
+      list.push_back(
+          {{candidate, rows_beyond_blocks(problem, c), !tuned.empty() && name_of(c) != tuned,
+            wants_small_tiles(problem) ? c.tile_n : -c.tile_n, -c.tile_m},
+           &variant});
+    }
+  };
+  for (const auto variants :
+       {forward_d64(), forward_d96(), forward_d128(), forward_d192(), forward_d256()}) {
+    add(variants, false);
+  }
+  add(forward_candidates(), true);
+  std::stable_sort(list.begin(), list.end(),
+                   [](const Choice& a, const Choice& b) { return a.rank < b.rank; });
+  std::vector<const ForwardVariant*> variants;
+  for (const Choice& choice : list) variants.push_back(choice.variant);
+  return variants;
+}
+
+/// Names of the variants for a problem, the preferred first.
+std::vector<std::string> names_for(const Problem& problem) {
+  std::vector<std::string> names;
+  for (const ForwardVariant* variant : choices(problem, wants_extras(problem))) {
+    names.push_back(name_of(variant->config));
+  }
+  return names;
+}
+
+/// What the environment asks for, for measurements; empty: nothing.
+std::string_view asked_for() {
+  const char* name = std::getenv(kEnvironment);
+  return name != nullptr ? name : "";
+}
+
+/// The variant for a problem: the one that is asked for, or the preferred one.
+const ForwardVariant& choose(const Problem& problem, bool extras) {
+  const std::vector<const ForwardVariant*> list = choices(problem, extras);
+  if (asked_for().empty()) return *list.front();
+  for (const ForwardVariant* variant : list) {
+    if (name_of(variant->config) == asked_for()) return *variant;
+  }
+  return *list.front();
 }
 
 std::optional<ForwardMaps> tensor_maps(const Problem& problem, const Parameters& p,
@@ -79,10 +157,9 @@ std::optional<ForwardMaps> tensor_maps(const Problem& problem, const Parameters&
 
 std::string Forward::config() const {
   const ForwardConfig& c = variant_.config;
-  return fmt::format("tile={}x{} head_dim={},{} warpgroups={}+1 stages={},{} shared={}K{}{}",
-                     c.tile_m, c.tile_n, c.head_dim, c.head_dim_v, c.warpgroups(), c.q_stages,
-                     c.stages, c.shared_bytes() / 1024, c.extras ? " extras" : "",
-                     c.passes_over ? " passes_over" : "");
+  return fmt::format("{} head_dim={},{} warpgroups={}+1 shared={}K{} configs={}", name_of(c),
+                     c.head_dim, c.head_dim_v, c.warpgroups(), c.shared_bytes() / 1024,
+                     c.extras ? " extras" : "", fmt::join(names_for(problem_), "|"));
 }
 
 Status Forward::enqueue(const Arguments& arguments, cudaStream_t stream) const {
@@ -95,6 +172,10 @@ Status Forward::enqueue(const Arguments& arguments, cudaStream_t stream) const {
   }
   return general_.enqueue(p, nullptr, counter, device, stream);
 }
+
+#if !TESSERA_WITH_CANDIDATES
+std::span<const ForwardVariant> forward_candidates() { return {}; }
+#endif
 
 std::string reject_forward(const Problem& problem) {
   if (problem.dtype != DType::f16 && problem.dtype != DType::bf16) {
@@ -109,12 +190,19 @@ std::string reject_forward(const Problem& problem) {
                        problem.head_dim, problem.head_dim_v);
   }
   if (problem.dropout_p > 0) return "no dropout";
+  if (!asked_for().empty()) {
+    const std::vector<std::string> names = names_for(problem);
+    if (std::find(names.begin(), names.end(), asked_for()) == names.end()) {
+      return fmt::format("{}={}, expected one of {}", kEnvironment, asked_for(),
+                         fmt::join(names, ", "));
+    }
+  }
   return {};
 }
 
 std::unique_ptr<Kernel> make_forward(const Problem& problem) {
-  return std::make_unique<Forward>(problem, *choose(problem, wants_extras(problem)),
-                                   *choose(problem, true));
+  return std::make_unique<Forward>(problem, choose(problem, wants_extras(problem)),
+                                   choose(problem, true));
 }
 
 }  // namespace tessera::cuda::sm90

@@ -1,0 +1,24 @@
+#include "cuda/sm90/candidates.hpp"
+#include "cuda/sm90/forward.cuh"
+
+namespace tessera::cuda::sm90 {
+
+std::span<const ForwardVariant> forward_candidates() {
+  using enum DType;
+  static constexpr ForwardVariant kVariants[] = {
+      //                              D    Dv   m    n   q  k,v extras passes_over
+      forward_variant<ForwardConfig{bf16, 64, 64, 192, 128, 2, 4, false}>(),
+      forward_variant<ForwardConfig{bf16, 64, 64, 192, 128, 2, 4, false, true}>(),
+      forward_variant<ForwardConfig{bf16, 64, 64, 192, 96, 2, 4, false, true}>(),
+      forward_variant<ForwardConfig{bf16, 64, 64, 128, 128, 2, 5, false}>(),
+      forward_variant<ForwardConfig{bf16, 64, 64, 128, 176, 2, 3, false}>(),
+      forward_variant<ForwardConfig{bf16, 128, 128, 128, 128, 1, 3, false}>(),
+      forward_variant<ForwardConfig{bf16, 128, 128, 128, 160, 2, 2, false}>(),
+      forward_variant<ForwardConfig{bf16, 128, 128, 128, 64, 2, 5, false}>(),
+      forward_variant<ForwardConfig{bf16, 128, 128, 192, 64, 1, 4, false, true}>(),
+      forward_variant<ForwardConfig{bf16, 256, 256, 128, 64, 1, 2, false}>(),
+  };
+  return kVariants;
+}
+
+}  // namespace tessera::cuda::sm90
