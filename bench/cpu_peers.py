@@ -152,7 +152,9 @@ def parse_options():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--library", help="libtessera.so, instead of the package's own")
+    parser.add_argument(
+        "--library", dest="shared_library", help="libtessera.so, instead of the package's own"
+    )
     parser.add_argument("--dtype", type=texts, default=["f32", "bf16"])
     parser.add_argument("--heads", type=int, default=16)
     parser.add_argument("--head-dim", type=sizes, default=[64, 128])
@@ -166,7 +168,7 @@ def parse_options():
 
 def main():
     options = parse_options()
-    tessera = tessera_c.load(options.library)
+    tessera = tessera_c.load(options.shared_library)
     torch.set_num_threads(options.threads)
     torch.manual_seed(1)
     print(f"tessera {tessera.version()}, torch {torch.__version__}, {options.threads} threads")

@@ -541,7 +541,9 @@ def parse_options(arguments):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--library", help="libtessera.so, instead of the package's own")
+    parser.add_argument(
+        "--library", dest="shared_library", help="libtessera.so, instead of the package's own"
+    )
     parser.add_argument("--suite", default="peers", choices=["peers", "decode", "sparse", "varlen"])
     parser.add_argument("--dtype", default="bf16", choices=list(DTYPES))
     parser.add_argument(
@@ -578,7 +580,7 @@ def parse_options(arguments):
 
 def main(arguments):
     options = parse_options(arguments)
-    tessera = tessera_c.load(options.library)
+    tessera = tessera_c.load(options.shared_library)
     machine = describe_machine(options, tessera)
     heading = ", ".join(f"{key} {value}" for key, value in machine.items())
     print(heading)

@@ -15,6 +15,7 @@ from itertools import compress
 from pathlib import Path
 
 import torch
+from torch import library
 from torch.autograd import forward_ad
 
 MINIMUM = (2, 10)
@@ -69,7 +70,7 @@ def _require_one_device(q, **tensors) -> None:
             )
 
 
-@torch.library.register_fake("tessera::attention")
+@library.register_fake("tessera::attention")
 def _attention_fake(q, k, v, *rest, **named):
     others = dict(zip(_TENSORS, rest)) | {n: t for n, t in named.items() if n in _TENSORS}
     _require_one_device(q, k=k, v=v, **others)
@@ -81,7 +82,7 @@ def _attention_fake(q, k, v, *rest, **named):
     return _empty_in_order_of(q, v.shape[-1]), q.new_empty(sizes, dtype=wide)
 
 
-@torch.library.register_fake("tessera::attention_backward")
+@library.register_fake("tessera::attention_backward")
 def _attention_backward_fake(d_o, d_lse, o, lse, gradients, q, k, v, *rest, **named):
     arguments = [q, k, v, *rest]
     results = []
@@ -172,7 +173,7 @@ def _no_second_derivative(ctx, *gradients):
     raise RuntimeError("tessera::attention: no second derivatives, expected create_graph=False")
 
 
-torch.library.register_autograd("tessera::attention_backward", _no_second_derivative)
+library.register_autograd("tessera::attention_backward", _no_second_derivative)
 
 
 def _autocast(device_type: str, q, k, v, bias, rest):
@@ -209,7 +210,7 @@ def attend(arguments: tuple) -> tuple[torch.Tensor, torch.Tensor]:
     return _differentiable(arguments)
 
 
-_library = torch.library.Library("tessera", "FRAGMENT")
-_library.impl("attention", _autograd_kernel, "Autograd")
+_fragment = library.Library("tessera", "FRAGMENT")
+_fragment.impl("attention", _autograd_kernel, "Autograd")
 for _device, _key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
-    _library.impl("attention", _autocast_kernel(_device), _key)
+    _fragment.impl("attention", _autocast_kernel(_device), _key)

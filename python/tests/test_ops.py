@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import library
 
 import tessera
 
@@ -19,26 +20,26 @@ def test_opcheck(device):
     bias = torch.randn(1, 4, 32, 48, device=device, requires_grad=True)
     sinks = torch.randn(4, device=device, requires_grad=True)
     op = torch.ops.tessera.attention.default
-    torch.library.opcheck(op, (q, k, v), dict(causal=True))
-    torch.library.opcheck(op, (q, k, v, bias, None, None, sinks))
+    library.opcheck(op, (q, k, v), dict(causal=True))
+    library.opcheck(op, (q, k, v, bias, None, None, sinks))
     swapped = [t.detach().transpose(1, 2).contiguous().transpose(1, 2) for t in (q, k, v)]
-    torch.library.opcheck(op, tuple(t.requires_grad_() for t in swapped))
+    library.opcheck(op, tuple(t.requires_grad_() for t in swapped))
     starts = torch.tensor([0, 10, 32], device=device, dtype=torch.int32)
     packed = [torch.randn(32, 2, 16, device=device, requires_grad=True) for _ in range(3)]
-    torch.library.opcheck(op, (*packed, *(6 * [None]), starts, starts))
+    library.opcheck(op, (*packed, *(6 * [None]), starts, starts))
 
 
 def test_opcheck_quantised():
     """On the CPU, where the scalar model of the scheme takes every problem."""
     q, k, v = (t.detach() for t in qkv("cpu"))
     op = torch.ops.tessera.attention.default
-    torch.library.opcheck(op, (q, k, v), dict(precision=1))
+    library.opcheck(op, (q, k, v), dict(precision=1))
 
 
 def test_opcheck_backward(device):
     q, k, v = (t.detach() for t in qkv(device))
     o, lse = torch.ops.tessera.attention(q, k, v)
-    torch.library.opcheck(
+    library.opcheck(
         torch.ops.tessera.attention_backward.default,
         (torch.randn_like(o), None, o, lse, 7, q, k, v),
         test_utils=("test_schema", "test_faketensor"),

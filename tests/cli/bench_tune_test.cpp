@@ -1,4 +1,4 @@
-// The tuner of tessera bench: what it reads, forces and prints. GPUs are measured in gpu_test.cpp.
+// The tuner of tessera bench: what it reads, forces and prints, and what it says without a GPU.
 #include <gtest/gtest.h>
 
 #include <cstdlib>

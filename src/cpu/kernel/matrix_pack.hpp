@@ -10,7 +10,8 @@
 // tiles deep; then they are not packed, but for a last strip that is not full.
 //
 // Q and dO when a tile of queries starts. What pads a head dim, a strip or a vector is zero, and so
-// is a key that no query may see: whatever the caller has there never meets a product.
+// is, where it is packed, a key that no query may see. The products of one that is read in place
+// are overwritten, with −inf or 0.
 #pragma once
 
 #include "cpu/kernel/matrix_product.hpp"

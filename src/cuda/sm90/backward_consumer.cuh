@@ -239,6 +239,7 @@ class BackwardConsumer {
   __device__ __forceinline__ void release(int stage) const {
     ptx::mbarrier_arrive_warp(memory_.empty(stage));
   }
+
   __device__ __forceinline__ void clear_keys(const typename S::Keys& tile) const {
     clear_unused(tile, block_.area.keys.end - block_.j0, block_.listed);
   }
