@@ -37,8 +37,8 @@ int rows_beyond_blocks(const Problem& problem, const ForwardConfig& config) {
   return problem.block_mask && problem.block_q % config.tile_m != 0 ? config.tile_m : 0;
 }
 
-/// What `tessera bench --suite tune-sm90` found: the config for head dims, without or with a causal
-/// mask or window, to so many keys; docs/hopper.md has the run.
+/// What measurements found (docs/hopper.md, Tuning): the config for head dims, without or with a
+/// causal mask or window, to so many keys.
 struct Tuned {
   int head_dim, head_dim_v;
   bool masked;
@@ -47,20 +47,20 @@ struct Tuned {
 };
 constexpr std::int64_t kAnyKeys = std::numeric_limits<std::int64_t>::max();
 constexpr Tuned kTuned[] = {
-    // D, Dv, masked, keys, config                              TFLOP/s at S 512, 1024; 2048, …
+    // D, Dv, masked, keys, config                          TFLOP/s at S 512, 1024, …
     {64, 64, false, 1024, "256x64-q2k8v8-free"},        // 383, 426
-    {64, 64, false, kAnyKeys, "192x128-q2k3v3"},        // 492, 516 (4096), 544 (16384)
+    {64, 64, false, kAnyKeys, "192x128-q2k3v3"},        // 492 (2048), 516, 544 (16384)
     {64, 64, true, 1024, "256x64-q2k8v8-passes-free"},  // 253, 326
-    {64, 64, true, kAnyKeys, "192x128-q2k4v4-passes"},  // 404, 453, 528
+    {64, 64, true, kAnyKeys, "192x128-q2k4v4-passes"},  // 404 (2048), 453, 528 (16384)
     {128, 128, false, 2048, "128x128-q2k2v3"},          // 521, 610, 671
-    {128, 128, false, 4096, "128x160-q2k2v2"},          // 707
-    {128, 128, false, kAnyKeys, "128x176-q1k2v2"},      // 736
-    {128, 128, true, 8192, "128x128-q2k2v3"},           // 307, 433, 539, 650
-    {128, 128, true, kAnyKeys, "128x128-q2k2v2"},       // 708
+    {128, 128, false, 4096, "128x160-q2k2v2"},          // 707 (4096)
+    {128, 128, false, kAnyKeys, "128x176-q1k2v2"},      // 736 (16384)
+    {128, 128, true, 8192, "128x128-q2k2v3"},           // 307, 433, 539, 650 (4096)
+    {128, 128, true, kAnyKeys, "128x128-q2k2v2"},       // 708 (16384)
     {256, 256, false, 512, "128x64-q1k2v3"},            // 519
-    {256, 256, false, kAnyKeys, "128x80-q1k2v2"},       // 641, 784, 831
+    {256, 256, false, kAnyKeys, "128x80-q1k2v2"},       // 641 (1024), 784 (4096), 831
     {256, 256, true, 2048, "128x64-q1k2v3"},            // 307, 439
-    {256, 256, true, kAnyKeys, "128x80-q1k2v2"},        // 702, 811
+    {256, 256, true, kAnyKeys, "128x80-q1k2v2"},        // 702 (4096), 811 (16384)
 };
 
 /// Keys that a query sees, about: packed sequences' mean, at most what a window lets through.
