@@ -27,10 +27,13 @@ struct SageConfig {
   /// Behind them: a number for each key.
   constexpr int offset_bytes() const { return scope == smooth_q ? 4 * tile_n : 0; }
   /// Tiles, of V with eight rows of ones, scales, and at the end barriers and messages.
-  constexpr std::size_t shared_bytes() const {
+  constexpr int ring_bytes() const {
     return q_stages * tile_m * head_dim +
            stages * (tile_n * (head_dim + head_dim_v + 8) + scale_bytes() + offset_bytes()) + 1024;
   }
+  /// V's scales, for each consumer those of two works.
+  constexpr int channel_bytes() const { return warpgroups() * 2 * 4 * head_dim_v; }
+  constexpr std::size_t shared_bytes() const { return ring_bytes() + channel_bytes(); }
 };
 
 /// What a quantised kernel knows besides the problem.
