@@ -3,6 +3,8 @@
 
 #include <cuda_runtime.h>
 
+#include <span>
+
 #include "cuda/algo/parameters.hpp"
 #include "cuda/host/device.hpp"
 #include "cuda/quant/operands.hpp"
@@ -50,9 +52,9 @@ struct SageVariant {
                     int* counter, const DeviceInfo& device, cudaStream_t stream);
 };
 
-/// Those of one head dim (one source file each), by scope.
-const SageVariant (&sage_d64())[3];
-const SageVariant (&sage_d128())[3];
-const SageVariant (&sage_d256())[3];
+/// Those of one head dim (one source file each).
+std::span<const SageVariant> sage_d64();
+std::span<const SageVariant> sage_d128();
+std::span<const SageVariant> sage_d256();
 
 }  // namespace tessera::cuda::sm90
