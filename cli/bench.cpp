@@ -18,6 +18,7 @@
 #include "bench/plot.hpp"
 #include "bench/record.hpp"
 #include "bench/report.hpp"
+#include "bench/tune.hpp"
 #include "commands.hpp"
 #include "error.hpp"
 #include "flags.hpp"
@@ -48,6 +49,7 @@ std::vector<Record> measure_suite(std::span<const Group> groups, bench::Meter& m
   fmt::print("\n{}\n{}", groups.front().suite, bench::table(records));
   notes.erase(std::unique(notes.begin(), notes.end()), notes.end());
   for (const std::string& note : notes) fmt::print("{}\n", note);
+  if (groups.front().suite == bench::kTuneSuite) fmt::print("{}", bench::tuned_table(records));
   fmt::print("{}", bench::disturbance(records));
   std::fflush(stdout);
   return records;

@@ -1,5 +1,6 @@
 #include "bench/gpu_contender.hpp"
 
+#include "bench/tune.hpp"
 #include "error.hpp"
 
 namespace tessera::cli::bench {
@@ -16,6 +17,12 @@ PlanOptions options_of(const Case& problem, const Variant& variant) {
   options.backward = problem.pass == Pass::backward;
   if (variant.impl != "auto") options.implementation = variant.impl;
   return options;
+}
+
+Plan make_plan(const Case& problem, const Variant& variant, const Inputs& inputs) {
+  const ForcedConfig forced(variant.config);
+  return require(Plan::create(to_attention(problem, variant.precision), inputs,
+                              options_of(problem, variant)));
 }
 
 }  // namespace
@@ -54,8 +61,7 @@ GpuContender::GpuContender(const Case& problem, const Variant& variant, const Bl
     : pass_(problem.pass),
       stream_(stream),
       mask_(copy_of(mask, stream.device())),
-      plan_(require(Plan::create(to_attention(problem, variant.precision), with_mask(like.inputs),
-                                 options_of(problem, variant)))),
+      plan_(make_plan(problem, variant, with_mask(like.inputs))),
       workspace_(require(device::Buffer::allocate(
           plan_.forward_workspace_bytes() + plan_.backward_workspace_bytes(), stream.device()))) {}
 

@@ -1,5 +1,6 @@
 // The suites at the sizes of a GPU.
 #include "bench/sweep.hpp"
+#include "bench/tune.hpp"
 
 namespace tessera::cli::bench {
 namespace {
@@ -116,6 +117,12 @@ std::vector<Sweep> peers() {
   return grid(sweep, {64, 128, 256}, {512, 1024, 2048, 4096, 8192, 16384});
 }
 
+std::vector<Sweep> tune_sm90() {
+  Sweep sweep = in_bf16();
+  sweep.causal = {false, true};
+  return grid(sweep, {64, 128, 256}, {512, 1024, 2048, 4096, 8192, 16384});
+}
+
 }  // namespace
 
 std::vector<Sweep> gpu_suite(const std::string& name) {
@@ -127,6 +134,7 @@ std::vector<Sweep> gpu_suite(const std::string& name) {
   if (name == "dtypes") return dtypes();
   if (name == "decode") return decode();
   if (name == "peers") return peers();
+  if (name == kTuneSuite) return tune_sm90();
   return {};
 }
 

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "bench/sweep.hpp"
+#include "bench/tune.hpp"
 #include "error.hpp"
 #include "flags.hpp"
 #include "tessera/attention.hpp"
@@ -262,6 +263,10 @@ std::vector<Group> to_groups(const Flags& flags, int all_threads) {
   for (const std::string& name : flags.suites) {
     std::vector<Group> more = make_suite(name, {device, flags.threads, flags.impls, all_threads});
     if (more.empty()) fail("suite: {}, expected --device cuda with it", name);
+    if (name == kTuneSuite) {
+      if (!flags.impls.empty()) fail("--impl: {}, expected none with {}", flags.impls.front(), name);
+      add_configs(more, to_device(flags.device));
+    }
     groups.insert(groups.end(), more.begin(), more.end());
   }
   return groups;

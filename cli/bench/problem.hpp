@@ -48,12 +48,14 @@ struct Case {
   Window window;
 };
 
-/// One way of computing a case. `impl` is "auto" (the table's choice), a row's name or "standard".
+/// One way of computing a case. `impl` is "auto" (the table's choice), a row's name or "standard";
+/// `config` one of the row's, if it is not the row's choice (bench/tune.hpp).
 struct Variant {
   std::string impl = "auto";
   int threads = 1;
   MaskChoice mask;
   Precision precision = Precision::exact;
+  std::string config{};
 };
 
 /// A case and its variants, measured in turn in one process: A B C A B C …

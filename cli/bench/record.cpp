@@ -56,6 +56,7 @@ nlohmann::ordered_json json_of(const Record& r, const Machine& machine) {
   nlohmann::ordered_json json;
   json["suite"] = r.suite;
   json["impl"] = r.impl;
+  if (!r.variant.config.empty()) json["config"] = r.variant.config;
   json["device"] = name_of(r.device.type);
   json["pass"] = name_of(p.pass);
   json["dtype"] = name_of(p.dtype);

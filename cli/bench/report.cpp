@@ -50,6 +50,7 @@ std::vector<Field> fields() {
       {right("threads"),
        [](const Record& r) { return on_gpu(r) ? "" : fmt::format("{}", r.variant.threads); }},
       {left("impl"), [](const Record& r) { return r.impl; }},
+      {left("config"), [](const Record& r) { return r.variant.config; }},
       {left("precision"),
        [](const Record& r) {
          const bool exact = r.variant.precision == Precision::exact;

@@ -37,7 +37,7 @@ class Consumer : ConsumerSide<C> {
   /// Each step starts the product of the next scores, then that of the last weights, and computes
   /// the next weights while the latter runs.
   __device__ __forceinline__ void run() {
-    if (group_ == Traits::kConsumers - 1) pass_turn();
+    if (C.turns && group_ == Traits::kConsumers - 1) pass_turn();
     for (Message now = receive(); !now.none(); now = receive()) {
       const GroupWork work = receive_work();
       Registers r;
@@ -60,11 +60,11 @@ class Consumer : ConsumerSide<C> {
       while (now.has(Message::more)) {
         next = receive();
         if (C.passes_over && !work.sees(next)) break;
-        wait_turn();
+        if constexpr (C.turns) wait_turn();
         ptx::wgmma_fence();
         start_scores(r);
         start_output(r, now, work);
-        pass_turn();
+        if constexpr (C.turns) pass_turn();
         finish_scores<1>(r, next);
         const bool raised = weigh(r, softmax, next, work);
         finish_output(r);

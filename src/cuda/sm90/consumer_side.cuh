@@ -55,7 +55,7 @@ class ConsumerSide {
   /// `first`: the work's first tile, which has no turn.
   __device__ __forceinline__ void pass_over(Message visit, bool first) {
     while (true) {
-      if (!first) {
+      if (C.turns && !first) {
         wait_turn();
         pass_turn();
       }
@@ -89,7 +89,8 @@ class ConsumerSide {
   const SharedMemory<C>& shared_;
   const int group_;
   Ring<C.q_stages> q_;
-  Ring<C.stages> k_, v_;
+  Ring<KernelTraits<C>::kKStages> k_;
+  Ring<KernelTraits<C>::kVStages> v_;
 };
 
 }  // namespace tessera::cuda::sm90

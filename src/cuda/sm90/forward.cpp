@@ -1,9 +1,13 @@
 #include "cuda/sm90/forward.hpp"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <optional>
+#include <tuple>
+#include <vector>
 
 #include "cuda/host/parameters.hpp"
 #include "cuda/sm90/tensor_map.hpp"
@@ -12,6 +16,7 @@ namespace tessera::cuda::sm90 {
 namespace {
 
 constexpr int kLargestHeadDim = 256;
+constexpr const char* kEnvironment = "TESSERA_SM90_FORWARD";
 constexpr int kVector = 8;  // elements of 16 bytes
 
 bool wants_extras(const Problem& problem) {
@@ -37,26 +42,72 @@ bool passes_over_pays(const Problem& problem) {
   return (problem.causal || problem.windowed()) && problem.seq_kv <= kLongest;
 }
 
-/// The variant for a problem: that of the smallest head dims that take it.
-const ForwardVariant* choose(const Problem& problem, bool extras) {
-  const ForwardVariant* best = nullptr;
-  for (const auto variants :
-       {forward_d64(), forward_d96(), forward_d128(), forward_d192(), forward_d256()}) {
+/// "192x128-q2-kv2": tile of queries × keys, stages of Q, and of K and V.
+std::string name_of(const ForwardConfig& c) {
+  return fmt::format("{}x{}-q{}k{}v{}{}{}", c.tile_m, c.tile_n, c.q_stages, c.k_stages, c.v_stages,
+                     c.passes_over ? "-passes" : "", c.turns ? "" : "-free");
+}
+
+struct Choice {
+  const ForwardVariant* variant;
+  bool candidate;
+};
+
+/// The variants of the smallest head dims that take a problem, the preferred first.
+std::vector<Choice> choices(const Problem& problem, bool extras) {
+  std::vector<Choice> list;
+  const auto add = [&](std::span<const ForwardVariant> variants, bool candidate) {
     for (const ForwardVariant& variant : variants) {
       const ForwardConfig& c = variant.config;
-      if (c.dtype != problem.dtype || c.extras != extras || problem.head_dim > c.head_dim ||
-          problem.head_dim_v > c.head_dim_v) {
-        continue;
+      if (c.dtype == problem.dtype && c.extras == extras && problem.head_dim <= c.head_dim &&
+          problem.head_dim_v <= c.head_dim_v) {
+        list.push_back({&variant, candidate});
       }
-      const auto rank = [&problem](const ForwardConfig& config) {
-        return std::tuple(config.head_dim, config.head_dim_v, rows_beyond_blocks(problem, config),
-                          wants_small_tiles(problem) ? config.tile_n : -config.tile_n,
-                          config.passes_over != passes_over_pays(problem), -config.tile_m);
-      };
-      if (best == nullptr || rank(c) < rank(best->config)) best = &variant;
     }
+  };
+  for (const auto variants :
+       {forward_d64(), forward_d96(), forward_d128(), forward_d192(), forward_d256()}) {
+    add(variants, false);
   }
-  return best;
+  add(forward_candidates(), true);
+  const auto rank = [&problem](const Choice& choice) {
+    const ForwardConfig& c = choice.variant->config;
+    return std::tuple(c.head_dim, c.head_dim_v, choice.candidate, rows_beyond_blocks(problem, c),
+                      wants_small_tiles(problem) ? c.tile_n : -c.tile_n,
+                      c.passes_over != passes_over_pays(problem), -c.tile_m);
+  };
+  std::stable_sort(list.begin(), list.end(),
+                   [&](const Choice& a, const Choice& b) { return rank(a) < rank(b); });
+  const ForwardConfig& first = list.front().variant->config;
+  std::erase_if(list, [&first](const Choice& choice) {
+    const ForwardConfig& c = choice.variant->config;
+    return c.head_dim != first.head_dim || c.head_dim_v != first.head_dim_v;
+  });
+  return list;
+}
+
+/// Names of the variants for a problem, the preferred first.
+std::vector<std::string> names_for(const Problem& problem) {
+  std::vector<std::string> names;
+  for (const Choice& choice : choices(problem, wants_extras(problem))) {
+    names.push_back(name_of(choice.variant->config));
+  }
+  return names;
+}
+
+/// What the environment asks for, for measurements; empty: nothing.
+std::string_view asked_for() {
+  const char* name = std::getenv(kEnvironment);
+  return name != nullptr ? name : "";
+}
+
+/// The variant for a problem: the one that is asked for, or the preferred one.
+const ForwardVariant& choose(const Problem& problem, bool extras) {
+  const std::vector<Choice> list = choices(problem, extras);
+  for (const Choice& choice : list) {
+    if (name_of(choice.variant->config) == asked_for()) return *choice.variant;
+  }
+  return *list.front().variant;
 }
 
 std::optional<ForwardMaps> tensor_maps(const Problem& problem, const Parameters& p,
@@ -79,10 +130,9 @@ std::optional<ForwardMaps> tensor_maps(const Problem& problem, const Parameters&
 
 std::string Forward::config() const {
   const ForwardConfig& c = variant_.config;
-  return fmt::format("tile={}x{} head_dim={},{} warpgroups={}+1 stages={},{} shared={}K{}{}",
-                     c.tile_m, c.tile_n, c.head_dim, c.head_dim_v, c.warpgroups(), c.q_stages,
-                     c.stages, c.shared_bytes() / 1024, c.extras ? " extras" : "",
-                     c.passes_over ? " passes_over" : "");
+  return fmt::format("{} head_dim={},{} warpgroups={}+1 shared={}K{} configs={}", name_of(c),
+                     c.head_dim, c.head_dim_v, c.warpgroups(), c.shared_bytes() / 1024,
+                     c.extras ? " extras" : "", fmt::join(names_for(problem_), "|"));
 }
 
 Status Forward::enqueue(const Arguments& arguments, cudaStream_t stream) const {
@@ -109,12 +159,19 @@ std::string reject_forward(const Problem& problem) {
                        problem.head_dim, problem.head_dim_v);
   }
   if (problem.dropout_p > 0) return "no dropout";
+  if (!asked_for().empty()) {
+    const std::vector<std::string> names = names_for(problem);
+    if (std::find(names.begin(), names.end(), asked_for()) == names.end()) {
+      return fmt::format("{}={}, expected one of {}", kEnvironment, asked_for(),
+                         fmt::join(names, ", "));
+    }
+  }
   return {};
 }
 
 std::unique_ptr<Kernel> make_forward(const Problem& problem) {
-  return std::make_unique<Forward>(problem, *choose(problem, wants_extras(problem)),
-                                   *choose(problem, true));
+  return std::make_unique<Forward>(problem, choose(problem, wants_extras(problem)),
+                                   choose(problem, true));
 }
 
 }  // namespace tessera::cuda::sm90

@@ -5,15 +5,15 @@ namespace tessera::cuda::sm90 {
 std::span<const ForwardVariant> forward_d64() {
   using enum DType;
   static constexpr ForwardVariant kVariants[] = {
-      //                              D    Dv   m    n   q  k,v extras
-      forward_variant<ForwardConfig{bf16, 64, 64, 192, 128, 2, 2, false}>(),
-      forward_variant<ForwardConfig{f16, 64, 64, 192, 128, 2, 2, false}>(),
-      forward_variant<ForwardConfig{bf16, 64, 64, 192, 128, 2, 2, false, true}>(),
-      forward_variant<ForwardConfig{f16, 64, 64, 192, 128, 2, 2, false, true}>(),
-      forward_variant<ForwardConfig{bf16, 64, 64, 128, 128, 2, 2, false}>(),
-      forward_variant<ForwardConfig{f16, 64, 64, 128, 128, 2, 2, false}>(),
-      forward_variant<ForwardConfig{bf16, 64, 64, 128, 64, 2, 2, true}>(),
-      forward_variant<ForwardConfig{f16, 64, 64, 128, 64, 2, 2, true}>(),
+      //                              D    Dv   m    n   q  k  v  extras
+      forward_variant<ForwardConfig{bf16, 64, 64, 192, 128, 2, 2, 2, false}>(),
+      forward_variant<ForwardConfig{f16, 64, 64, 192, 128, 2, 2, 2, false}>(),
+      forward_variant<ForwardConfig{bf16, 64, 64, 192, 128, 2, 2, 2, false, true}>(),
+      forward_variant<ForwardConfig{f16, 64, 64, 192, 128, 2, 2, 2, false, true}>(),
+      forward_variant<ForwardConfig{bf16, 64, 64, 128, 128, 2, 2, 2, false}>(),
+      forward_variant<ForwardConfig{f16, 64, 64, 128, 128, 2, 2, 2, false}>(),
+      forward_variant<ForwardConfig{bf16, 64, 64, 128, 64, 2, 2, 2, true}>(),
+      forward_variant<ForwardConfig{f16, 64, 64, 128, 64, 2, 2, 2, true}>(),
   };
   return kVariants;
 }

@@ -38,8 +38,8 @@ struct Work {
 
 /// Named barriers: one of each consumer, one of the producer's, then the consumers' turns.
 inline constexpr int kGroupBarrier = 1;
-inline constexpr int kProducerBarrier = 4;
-inline constexpr int kTurnBarrier = 5;
+inline constexpr int kProducerBarrier = 5;
+inline constexpr int kTurnBarrier = 6;
 
 /// Position in a ring of stages, and the parity of the phases that its barriers go through there.
 template <int kStages>
@@ -61,15 +61,18 @@ class SharedMemory {
   using Traits = KernelTraits<C>;
   static constexpr int kGroups = Traits::kConsumers;
   static constexpr int kQ = C.q_stages * kGroups;
+  static constexpr int kKStages = Traits::kKStages;
+  static constexpr int kVStages = Traits::kVStages;
   static constexpr int kTileBytes = C.q_stages * kGroups * Traits::QTile::kBytes +
-                                    C.stages * (Traits::KTile::kBytes + Traits::VTile::kBytes);
+                                    kKStages * Traits::KTile::kBytes +
+                                    kVStages * Traits::VTile::kBytes;
   static constexpr int kScaleBytes = Traits::kScaleBytes;  // of a key tile
-  static constexpr int kBarriers = 2 * kQ + 4 * C.stages;
+  static constexpr int kBarriers = 2 * (kQ + kKStages + kVStages);
   static constexpr int kMessages = (kBarriers * ptx::kMbarrierBytes + 15) / 16 * 16;
   static constexpr int kMessageBytes = 8;
   static constexpr int kWorkBytes = 48;
   static_assert(kTileBytes % 16 == 0 && kScaleBytes % 16 == 0);
-  static_assert(kTileBytes + C.stages * (kScaleBytes + kMessageBytes) + kMessages +
+  static_assert(kTileBytes + kKStages * (kScaleBytes + kMessageBytes) + kMessages +
                     C.q_stages * kWorkBytes <=
                 C.shared_bytes());
 
@@ -83,7 +86,7 @@ class SharedMemory {
     return {base_ + kQ * Traits::QTile::kBytes + stage * Traits::KTile::kBytes};
   }
   __device__ __forceinline__ typename Traits::VTile v(int stage) const {
-    return {k(C.stages).base + stage * Traits::VTile::kBytes};
+    return {k(kKStages).base + stage * Traits::VTile::kBytes};
   }
 
   /// Of a tile of K, if there are any.
@@ -97,10 +100,18 @@ class SharedMemory {
   __device__ __forceinline__ std::uint32_t q_empty(int stage, int group) const {
     return barrier(kQ + stage * kGroups + group);
   }
-  __device__ __forceinline__ std::uint32_t k_full(int stage) const { return in_stage(0, stage); }
-  __device__ __forceinline__ std::uint32_t k_empty(int stage) const { return in_stage(1, stage); }
-  __device__ __forceinline__ std::uint32_t v_full(int stage) const { return in_stage(2, stage); }
-  __device__ __forceinline__ std::uint32_t v_empty(int stage) const { return in_stage(3, stage); }
+  __device__ __forceinline__ std::uint32_t k_full(int stage) const {
+    return barrier(2 * kQ + stage);
+  }
+  __device__ __forceinline__ std::uint32_t k_empty(int stage) const {
+    return barrier(2 * kQ + kKStages + stage);
+  }
+  __device__ __forceinline__ std::uint32_t v_full(int stage) const {
+    return barrier(2 * (kQ + kKStages) + stage);
+  }
+  __device__ __forceinline__ std::uint32_t v_empty(int stage) const {
+    return barrier(2 * (kQ + kKStages) + kVStages + stage);
+  }
 
   __device__ __forceinline__ void write(int stage, const Message& message) const {
     ptx::store_shared_8(message_address(stage), message.word, message.listed);
@@ -140,10 +151,12 @@ class SharedMemory {
       ptx::mbarrier_init(q_full(0, q), 1);
       ptx::mbarrier_init(q_empty(0, q), kGroupWarps);
     }
-    for (int stage = 0; stage < C.stages; ++stage) {
+    for (int stage = 0; stage < kKStages; ++stage) {
       ptx::mbarrier_init(k_full(stage), 1);
-      ptx::mbarrier_init(v_full(stage), 1);
       ptx::mbarrier_init(k_empty(stage), kGroups * kGroupWarps);
+    }
+    for (int stage = 0; stage < kVStages; ++stage) {
+      ptx::mbarrier_init(v_full(stage), 1);
       ptx::mbarrier_init(v_empty(stage), kGroups * kGroupWarps);
     }
     ptx::mbarrier_init_fence();
@@ -151,10 +164,7 @@ class SharedMemory {
 
  private:
   __device__ __forceinline__ std::uint32_t barrier(int n) const {
-    return scales(C.stages) + n * ptx::kMbarrierBytes;
-  }
-  __device__ __forceinline__ std::uint32_t in_stage(int kind, int stage) const {
-    return barrier(2 * kQ + kind * C.stages + stage);
+    return scales(kKStages) + n * ptx::kMbarrierBytes;
   }
   __device__ __forceinline__ std::uint32_t message_address(int stage) const {
     return barrier(0) + kMessages + C.q_stages * kWorkBytes + stage * kMessageBytes;

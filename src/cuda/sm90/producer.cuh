@@ -100,7 +100,8 @@ class Producer {
   const SharedMemory<C>& shared_;
   const Loader loader_;
   BlockWorks works_;
-  Ring<C.stages> k_ring_, v_ring_;
+  Ring<Traits::kKStages> k_ring_;
+  Ring<Traits::kVStages> v_ring_;
   Ring<C.q_stages> q_ring_;
 };
 

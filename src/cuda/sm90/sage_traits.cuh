@@ -20,6 +20,8 @@ struct KernelTraits<C> {
   static constexpr bool kHoldsQ = false;
   static constexpr bool kExtras = C.extras();
   static constexpr int kOffsetBytes = C.offset_bytes();
+  static constexpr int kKStages = C.stages;
+  static constexpr int kVStages = C.stages;
   static constexpr int kScaleBytes = C.scale_bytes() + kOffsetBytes;  ///< The offsets come last.
   static constexpr int kProducerRegisters = kConsumers == 3 ? 32 : 40;
   static constexpr int kConsumerRegisters = kConsumers == 3 ? 160 : 232;
