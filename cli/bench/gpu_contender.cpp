@@ -21,8 +21,8 @@ PlanOptions options_of(const Case& problem, const Variant& variant) {
 
 Plan make_plan(const Case& problem, const Variant& variant, const Inputs& inputs) {
   const ForcedConfig forced(variant.config);
-  return require(Plan::create(to_attention(problem, variant.precision), inputs,
-                              options_of(problem, variant)));
+  return require(
+      Plan::create(to_attention(problem, variant.precision), inputs, options_of(problem, variant)));
 }
 
 }  // namespace

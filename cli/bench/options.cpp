@@ -228,7 +228,7 @@ void add_flags(CLI::App& command, Flags& flags) {
 
 std::string suite_list() {
   std::string text = "Suites:\n";
-  for (const Suite& suite : suites()) text += fmt::format("  {:<10}{}\n", suite.name, suite.about);
+  for (const Suite& suite : suites()) text += fmt::format("  {:<11}{}\n", suite.name, suite.about);
   return text;
 }
 
@@ -264,7 +264,8 @@ std::vector<Group> to_groups(const Flags& flags, int all_threads) {
     std::vector<Group> more = make_suite(name, {device, flags.threads, flags.impls, all_threads});
     if (more.empty()) fail("suite: {}, expected --device cuda with it", name);
     if (name == kTuneSuite) {
-      if (!flags.impls.empty()) fail("--impl: {}, expected none with {}", flags.impls.front(), name);
+      if (!flags.impls.empty())
+        fail("--impl: {}, expected none with {}", flags.impls.front(), name);
       add_configs(more, to_device(flags.device));
     }
     groups.insert(groups.end(), more.begin(), more.end());

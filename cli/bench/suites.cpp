@@ -124,7 +124,8 @@ const std::vector<Entry>& entries() {
       {{"decode", "few queries, long caches of keys and values, grouped heads"}, decode},
       {{"peers", "on a GPU: the shapes that other libraries publish, D 64 to 256, 512 to 16k"},
        only_on_a_gpu},
-      {{kTuneSuite, "on a Hopper GPU: configs of cuda_sm90's forward pass in turn, and the fastest"},
+      {{kTuneSuite,
+        "on a Hopper GPU: configs of cuda_sm90's forward pass in turn, and the fastest"},
        only_on_a_gpu},
   };
   return kEntries;

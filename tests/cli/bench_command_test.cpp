@@ -97,6 +97,7 @@ TEST_F(BenchCommand, BadInputIsOneLineThatNamesTheArgument) {
       {{"--seq", "64", "--plot", "/dev/null/p"}, "--plot"},
       {{"core", "--seq", "64"}, "suite"},
       {{"peers"}, "--device cuda"},
+      {{"tune-sm90"}, "--device cuda"},
   };
   for (const auto& [arguments, name] : cases) {
     const Outcome outcome = bench(arguments);

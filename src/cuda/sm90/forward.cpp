@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <limits>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -19,11 +20,6 @@ constexpr int kLargestHeadDim = 256;
 constexpr const char* kEnvironment = "TESSERA_SM90_FORWARD";
 constexpr int kVector = 8;  // elements of 16 bytes
 
-bool wants_extras(const Problem& problem) {
-  return problem.softcap > 0 || problem.bias || problem.alibi || problem.mask || problem.sink ||
-         !(problem.scale > 0);
-}
-
 /// Problems that visit parts of tiles: smaller ones fit better.
 bool wants_small_tiles(const Problem& problem) {
   return problem.causal || problem.windowed() || problem.block_mask;
@@ -35,34 +31,84 @@ int rows_beyond_blocks(const Problem& problem, const ForwardConfig& config) {
   return problem.block_mask && problem.block_q % config.tile_m != 0 ? config.tile_m : 0;
 }
 
-/// Whether much of the work is in key tiles that a third of a query tile does not see. (Asking
-/// costs long sequences 1 to 2 %.)
-bool passes_over_pays(const Problem& problem) {
-  constexpr std::int64_t kLongest = 4096;
-  return (problem.causal || problem.windowed()) && problem.seq_kv <= kLongest;
+/// What `tessera bench --suite tune-sm90` found: the config for head dims, without or with a causal
+/// mask or window, to so many keys; docs/hopper.md has the run.
+struct Tuned {
+  int head_dim, head_dim_v;
+  bool masked;
+  std::int64_t most_keys;
+  std::string_view config;
+};
+constexpr std::int64_t kAnyKeys = std::numeric_limits<std::int64_t>::max();
+constexpr Tuned kTuned[] = {
+    {64, 64, false, 1024, "256x64-q2k8v8-free"},
+    {64, 64, false, kAnyKeys, "192x128-q2k3v3"},
+    {64, 64, true, 1024, "256x64-q2k8v8-passes-free"},
+    {64, 64, true, kAnyKeys, "192x128-q2k4v4-passes"},
+    {128, 128, false, 2048, "128x128-q2k2v3"},
+    {128, 128, false, 4096, "128x160-q2k2v2"},
+    {128, 128, false, kAnyKeys, "128x176-q1k2v2"},
+    {128, 128, true, 8192, "128x128-q2k2v3"},
+    {128, 128, true, kAnyKeys, "128x128-q2k2v2"},
+    {256, 256, false, 512, "128x64-q1k2v3"},
+    {256, 256, false, kAnyKeys, "128x80-q1k2v2"},
+    {256, 256, true, 2048, "128x64-q1k2v3"},
+    {256, 256, true, kAnyKeys, "128x80-q1k2v2"},
+};
+
+/// Keys that a query sees, about: packed sequences' mean, at most what a window lets through.
+std::int64_t keys_of(const Problem& problem) {
+  std::int64_t keys = problem.seq_kv;
+  if (problem.varlen && problem.batch > 0) keys /= problem.batch;
+  const std::int64_t right = problem.causal ? 0 : problem.window.right;
+  if (problem.window.left >= 0 && right >= 0) {
+    keys = std::min(keys, problem.window.left + right + 1);
+  }
+  return keys;
 }
 
-/// "192x128-q2-kv2": tile of queries × keys, stages of Q, and of K and V.
+/// Empty: no entry. Block masks go by how tiles fit the blocks.
+std::string_view tuned_for(const Problem& problem, const ForwardConfig& like) {
+  if (problem.block_mask || like.extras) return {};
+  const bool masked = problem.causal || problem.windowed();
+  for (const Tuned& t : kTuned) {
+    if (t.head_dim == like.head_dim && t.head_dim_v == like.head_dim_v && t.masked == masked &&
+        keys_of(problem) <= t.most_keys) {
+      return t.config;
+    }
+  }
+  return {};
+}
+
+/// "192x128-q2k3v3": tile of queries × keys, stages of Q, K and V; what is unusual behind.
 std::string name_of(const ForwardConfig& c) {
   return fmt::format("{}x{}-q{}k{}v{}{}{}", c.tile_m, c.tile_n, c.q_stages, c.k_stages, c.v_stages,
                      c.passes_over ? "-passes" : "", c.turns ? "" : "-free");
 }
 
-struct Choice {
-  const ForwardVariant* variant;
-  bool candidate;
-};
-
-/// The variants of the smallest head dims that take a problem, the preferred first.
-std::vector<Choice> choices(const Problem& problem, bool extras) {
+/// The variants of the smallest head dims that take a problem, the preferred first: those that the
+/// table names, that the library has for good, that fit best.
+std::vector<const ForwardVariant*> choices(const Problem& problem, bool extras) {
+  struct Choice {
+    std::tuple<bool, int, bool, int, int> rank;
+    const ForwardVariant* variant;
+  };
   std::vector<Choice> list;
+  std::pair<int, int> head_dims{kLargestHeadDim + 1, 0};
   const auto add = [&](std::span<const ForwardVariant> variants, bool candidate) {
     for (const ForwardVariant& variant : variants) {
       const ForwardConfig& c = variant.config;
-      if (c.dtype == problem.dtype && c.extras == extras && problem.head_dim <= c.head_dim &&
-          problem.head_dim_v <= c.head_dim_v) {
-        list.push_back({&variant, candidate});
+      const std::pair own{c.head_dim, c.head_dim_v};
+      if (c.dtype != problem.dtype || c.extras != extras || problem.head_dim > c.head_dim ||
+          problem.head_dim_v > c.head_dim_v || own > head_dims) {
+        continue;
       }
+      if (own < head_dims) list.clear();
+      head_dims = own;
+      list.push_back(
+          {{candidate, rows_beyond_blocks(problem, c), name_of(c) != tuned_for(problem, c),
+            wants_small_tiles(problem) ? c.tile_n : -c.tile_n, -c.tile_m},
+           &variant});
     }
   };
   for (const auto variants :
@@ -70,27 +116,18 @@ std::vector<Choice> choices(const Problem& problem, bool extras) {
     add(variants, false);
   }
   add(forward_candidates(), true);
-  const auto rank = [&problem](const Choice& choice) {
-    const ForwardConfig& c = choice.variant->config;
-    return std::tuple(c.head_dim, c.head_dim_v, choice.candidate, rows_beyond_blocks(problem, c),
-                      wants_small_tiles(problem) ? c.tile_n : -c.tile_n,
-                      c.passes_over != passes_over_pays(problem), -c.tile_m);
-  };
   std::stable_sort(list.begin(), list.end(),
-                   [&](const Choice& a, const Choice& b) { return rank(a) < rank(b); });
-  const ForwardConfig& first = list.front().variant->config;
-  std::erase_if(list, [&first](const Choice& choice) {
-    const ForwardConfig& c = choice.variant->config;
-    return c.head_dim != first.head_dim || c.head_dim_v != first.head_dim_v;
-  });
-  return list;
+                   [](const Choice& a, const Choice& b) { return a.rank < b.rank; });
+  std::vector<const ForwardVariant*> variants;
+  for (const Choice& choice : list) variants.push_back(choice.variant);
+  return variants;
 }
 
 /// Names of the variants for a problem, the preferred first.
 std::vector<std::string> names_for(const Problem& problem) {
   std::vector<std::string> names;
-  for (const Choice& choice : choices(problem, wants_extras(problem))) {
-    names.push_back(name_of(choice.variant->config));
+  for (const ForwardVariant* variant : choices(problem, wants_extras(problem))) {
+    names.push_back(name_of(variant->config));
   }
   return names;
 }
@@ -103,11 +140,12 @@ std::string_view asked_for() {
 
 /// The variant for a problem: the one that is asked for, or the preferred one.
 const ForwardVariant& choose(const Problem& problem, bool extras) {
-  const std::vector<Choice> list = choices(problem, extras);
-  for (const Choice& choice : list) {
-    if (name_of(choice.variant->config) == asked_for()) return *choice.variant;
+  const std::vector<const ForwardVariant*> list = choices(problem, extras);
+  if (asked_for().empty()) return *list.front();
+  for (const ForwardVariant* variant : list) {
+    if (name_of(variant->config) == asked_for()) return *variant;
   }
-  return *list.front().variant;
+  return *list.front();
 }
 
 std::optional<ForwardMaps> tensor_maps(const Problem& problem, const Parameters& p,
@@ -145,6 +183,17 @@ Status Forward::enqueue(const Arguments& arguments, cudaStream_t stream) const {
   }
   return general_.enqueue(p, nullptr, counter, device, stream);
 }
+
+#if !TESSERA_WITH_CANDIDATES
+std::span<const ForwardVariant> forward_candidates() { return {}; }
+#endif
+
+bool wants_extras(const Problem& problem) {
+  return problem.softcap > 0 || problem.bias || problem.alibi || problem.mask || problem.sink ||
+         !(problem.scale > 0);
+}
+
+const ForwardVariant& general_forward(const Problem& problem) { return choose(problem, true); }
 
 std::string reject_forward(const Problem& problem) {
   if (problem.dtype != DType::f16 && problem.dtype != DType::bf16) {
