@@ -27,6 +27,21 @@ __device__ __forceinline__ void mbarrier_arrive(std::uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];\n" : : "r"(barrier) : "memory");
 }
 
+/// How many arrivals a warp's is. racecheck takes a barrier to order what the lanes that arrive
+/// did, not what the rest of their warp did before __syncwarp(): in a build for it all lanes
+/// arrive.
+#ifdef TESSERA_RACECHECK
+inline constexpr int kWarpArrivals = 32;
+#else
+inline constexpr int kWarpArrivals = 1;
+#endif
+
+/// A warp arrives, once all its lanes have come here.
+__device__ __forceinline__ void mbarrier_arrive_warp(std::uint32_t barrier) {
+  __syncwarp();
+  if (kWarpArrivals > 1 || threadIdx.x % 32 == 0) mbarrier_arrive(barrier);
+}
+
 /// Arrives; the phase also waits for `bytes` that asynchronous copies will bring.
 __device__ __forceinline__ void mbarrier_arrive_expect(std::uint32_t barrier, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n"

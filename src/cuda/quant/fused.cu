@@ -466,7 +466,7 @@ __global__ void __launch_bounds__(kBlockThreads<kChunks>, kResidentThreads<T> / 
   const std::uint32_t empty = ptx::shared_address(&barriers[1]);
   if (threadIdx.x == 0) {
     ptx::mbarrier_init(full, 1);
-    ptx::mbarrier_init(empty, 1);
+    ptx::mbarrier_init(empty, kSlots * kChunks / kWarpSize * ptx::kWarpArrivals);
     ptx::mbarrier_init_fence();
   }
   __syncthreads();
@@ -487,7 +487,7 @@ __global__ void __launch_bounds__(kBlockThreads<kChunks>, kResidentThreads<T> / 
     ptx::mbarrier_wait(full, parity);
     if (job.step == Step::none) return;
     block.run(job);
-    if (threadIdx.x == 0) ptx::mbarrier_arrive(empty);
+    ptx::mbarrier_arrive_warp(empty);
   }
 }
 

@@ -143,6 +143,7 @@ class Finder {
 /// `in_flight`: so many jobs may be under way at a time. The farther statistics are ahead of what
 /// needs them, the less is waited for, and the more has to stay in L2.
 inline Order make_order(const Parameters& p, const FusedTarget& target, std::int64_t in_flight) {
+  if (p.batch == 0) return {};
   // Whole planes; of packed problems whole heads.
   const auto planes = [&](const Source& source) {
     return std::int64_t{source.heads} * (p.varlen ? 1 : p.batch);

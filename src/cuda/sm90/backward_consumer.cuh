@@ -90,7 +90,7 @@ class BackwardConsumer {
       weigh(s, d_p, step, 0, part, operands);
       start_key_gradients(operands, 0, part, d_k, d_v);
     }
-    arrive(memory_.d_s_full(0));
+    ptx::mbarrier_arrive_warp(memory_.d_s_full(0));
   }
 
   __device__ __forceinline__ void later_parts(const QueryStep& step, const QueryStep& before,
@@ -121,10 +121,10 @@ class BackwardConsumer {
         ptx::mbarrier_wait(memory_.d_s_empty(stage), phase(number) ^ 1);
       }
       start_key_gradients(operands, stage, part, d_k, d_v);
-      if (part == Traits::kParts - 1) arrive(memory_.d_s_full(stage));
+      if (part == Traits::kParts - 1) ptx::mbarrier_arrive_warp(memory_.d_s_full(stage));
       if (part == 0) {
         ptx::wgmma_wait<1>();
-        arrive(memory_.d_s_empty((number - 1) % C.stages));
+        ptx::mbarrier_arrive_warp(memory_.d_s_empty((number - 1) % C.stages));
         add(d_q, before);
       }
     }
@@ -236,13 +236,9 @@ class BackwardConsumer {
   }
 
   /// The group has read Q, d_O and scalars of a stage.
-  __device__ __forceinline__ void release(int stage) const { arrive(memory_.empty(stage)); }
-  /// Once for the warp.
-  __device__ __forceinline__ static void arrive(std::uint32_t barrier) {
-    __syncwarp();
-    if (threadIdx.x % kWarpSize == 0) ptx::mbarrier_arrive(barrier);
+  __device__ __forceinline__ void release(int stage) const {
+    ptx::mbarrier_arrive_warp(memory_.empty(stage));
   }
-
   __device__ __forceinline__ void clear_keys(const typename S::Keys& tile) const {
     clear_unused(tile, block_.area.keys.end - block_.j0, block_.listed);
   }

@@ -42,6 +42,9 @@ class BackwardProducer {
       const int stage = number % C.stages;
       ptx::mbarrier_wait(memory_.empty(stage), (number / C.stages + 1) % 2);
       const QueryStep step = walk.at(number);
+      if (ptx::kWarpArrivals > 1 && walks && thread_ != 0) {
+        ptx::mbarrier_arrive(memory_.q_full(stage));  // what this lane wrote of the walk
+      }
       if (!step.exists) {
         if (thread_ == 0) ptx::mbarrier_arrive(memory_.q_full(stage));
         return;
@@ -114,8 +117,7 @@ class BackwardProducer {
       to[x] = lse == minus_infinity() ? plus_infinity() : lse * kLog2e;
       to[C.queries + x] = exists ? *scalar_of(g_.delta, block_.b, step.h, token) : 0.0f;
     }
-    __syncwarp();
-    if (thread_ == 0) ptx::mbarrier_arrive(memory_.scalars_full(stage));
+    ptx::mbarrier_arrive_warp(memory_.scalars_full(stage));
   }
 
   const Parameters& p_;

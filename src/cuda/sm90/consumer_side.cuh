@@ -83,8 +83,7 @@ class ConsumerSide {
 
   /// All lanes have read what the barrier guards.
   __device__ __forceinline__ static void release(std::uint32_t barrier) {
-    __syncwarp();
-    if (threadIdx.x % kWarpSize == 0) ptx::mbarrier_arrive(barrier);
+    ptx::mbarrier_arrive_warp(barrier);
   }
 
   const Parameters& p_;

@@ -153,18 +153,18 @@ class SharedMemory {
 
   /// One thread calls it, before all others are let on. Whoever empties arrives once a warp.
   __device__ void initialise() const {
-    constexpr int kGroupWarps = kGroupThreads / kWarpSize;
+    constexpr int kGroupArrivals = kGroupThreads / kWarpSize * ptx::kWarpArrivals;
     for (int q = 0; q < kQ; ++q) {
       ptx::mbarrier_init(q_full(0, q), 1);
-      ptx::mbarrier_init(q_empty(0, q), kGroupWarps);
+      ptx::mbarrier_init(q_empty(0, q), kGroupArrivals);
     }
     for (int stage = 0; stage < kKStages; ++stage) {
       ptx::mbarrier_init(k_full(stage), 1);
-      ptx::mbarrier_init(k_empty(stage), kGroups * kGroupWarps);
+      ptx::mbarrier_init(k_empty(stage), kGroups * kGroupArrivals);
     }
     for (int stage = 0; stage < kVStages; ++stage) {
       ptx::mbarrier_init(v_full(stage), 1);
-      ptx::mbarrier_init(v_empty(stage), kGroups * kGroupWarps);
+      ptx::mbarrier_init(v_empty(stage), kGroups * kGroupArrivals);
     }
     ptx::mbarrier_init_fence();
   }
