@@ -83,6 +83,8 @@ void CpuMeter::sample(Running& r) {
   Team& ceiling_team = team(r.variant.threads);
   const Isa isa = r.contender->isa();
   r.ceilings.push_back(multiply_add_gflops(isa, ceiling_team, kBurstSeconds));
+  // While the ceiling was measured, the contender's threads fell asleep.
+  if (r.runs_per_sample > 1) r.contender->run();
   const CpuTimes before = cpu_times();
   const Clock::time_point start = Clock::now();
   for (std::int64_t i = 0; i < r.runs_per_sample; ++i) r.contender->run();

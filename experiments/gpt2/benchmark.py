@@ -3,13 +3,14 @@
 
   experiments/gpt2/benchmark.py --sizes small,medium --contexts 1024 --output speed.json
   experiments/gpt2/benchmark.py --contexts 1024,4096 --compile yes --attention sdpa,tessera
-  experiments/gpt2/benchmark.py --part block --contexts 2048 --tokens 2048 --precision f32
+  experiments/gpt2/benchmark.py --part block --device cpu --contexts 2048 --tokens 2048 --precision f32
 
 A step is forward, backward and fused AdamW on random tokens, without dropout. Contenders of one
 size and context live in one process and take turns; times are medians over turns. Peak memory is
 one contender's: weights, optimizer and everything alive during its step. --part block is one
-transformer block without optimizer, for comparing attention on a CPU. `none` is a step without
-attention, which bounds what any attention can reach.
+transformer block without optimizer, for comparing attention on a CPU, --part attention what that
+has between its projections. `none` is a step without attention, which bounds what any attention
+can reach.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ class ModelStep:
 
     def __init__(self, cell: dict, attention: str, compiled: bool, device: torch.device) -> None:
         config = gpt2.configuration(cell["size"], cell["vocabulary"], cell["context"])
-        self._model = gpt2.make_model(config, attention, cell["precision"], device, seed=0)
+        with device:  # where drawing a model's weights takes less time than its steps
+            self._model = gpt2.make_model(config, attention, cell["precision"], device, seed=0)
         self._optimizer = gpt2.make_optimizer(self._model, RATE)
         self._run = torch.compile(self._model, dynamic=False) if compiled else self._model
         self._precision = cell["precision"]
@@ -49,22 +51,27 @@ class ModelStep:
         self._optimizer.step()
 
 
-class BlockStep:
-    """Forward and backward passes of one transformer block."""
+class LayerStep:
+    """Forward and backward passes of one transformer block, or of the attention in it without the
+    projections: q, k and v are views of one tensor then, and o is a tensor again."""
 
     def __init__(self, cell: dict, attention: str, compiled: bool, device: torch.device) -> None:
         config = gpt2.configuration(cell["size"], cell["vocabulary"], cell["context"])
         config._attn_implementation = gpt2.WHOLE if attention == "tessera" else attention
         dtype = torch.bfloat16 if cell["precision"] == "bf16" else torch.float32
         torch.manual_seed(0)
-        self._block = GPT2Block(config, layer_idx=0).to(device, dtype)
-        self._run = torch.compile(self._block, dynamic=False) if compiled else self._block
-        shape = cell["batch"], cell["context"], config.n_embd
-        self._x = torch.randn(shape, device=device, dtype=dtype, requires_grad=True)
-        self._d_o = torch.randn_like(self._x)
+        layer, width = GPT2Block(config, layer_idx=0), config.n_embd
+        if cell["part"] == "attention":
+            layer, width = layer.attn, 3 * config.n_embd
+            layer.c_attn = layer.c_proj = torch.nn.Identity()
+        self._layer = layer.to(device, dtype)
+        self._run = torch.compile(self._layer, dynamic=False) if compiled else self._layer
+        rows = cell["batch"], cell["context"]
+        self._x = torch.randn(*rows, width, device=device, dtype=dtype, requires_grad=True)
+        self._d_o = torch.randn(*rows, config.n_embd, device=device, dtype=dtype)
 
     def __call__(self) -> None:
-        self._block.zero_grad(set_to_none=True)
+        self._layer.zero_grad(set_to_none=True)
         self._x.grad = None
         out = self._run(self._x)
         (out[0] if isinstance(out, tuple) else out).backward(self._d_o)
@@ -80,7 +87,7 @@ class Contender:
         self.seconds: list[float] = []
         before = torch.cuda.memory_allocated() if device.type == "cuda" else 0
         begin = time.perf_counter()
-        self._step = (ModelStep if part == "model" else BlockStep)(
+        self._step = (ModelStep if part == "model" else LayerStep)(
             cell, attention, compiled, device
         )
         for _ in range(2):
@@ -189,7 +196,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--part", default="model", choices=("model", "block"))
+    add("--part", default="model", choices=("model", "block", "attention"))
     add("--sizes", type=names(gpt2.SIZES), default=["small"])
     add("--contexts", type=sizes, default=[1024], help="such as 1024,4096,16384,65536")
     add("--attention", type=names(CONTENDERS), default=["eager", "sdpa", "tessera"])
@@ -197,6 +204,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     add("--compile", type=answers, default=[False], help="no, yes or no,yes")
     add("--precision", default="autocast", choices=gpt2.PRECISIONS)
     add("--vocabulary", type=int, default=50257, help="50304 has fast matrix products")
+    add("--threads", type=int, help="of PyTorch on the CPU")
     add("--tokens", type=int, default=16384, help="a step; the batch is this over the context")
     add("--turns", type=int, default=7)
     add("--steps", type=int, default=3, help="timed in each turn")
@@ -208,7 +216,11 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> list[dict]:
     options = parse_options(arguments)
     device = torch.device(options.device)
+    if options.threads:
+        torch.set_num_threads(options.threads)
     machine = log.describe_machine(device)
+    if device.type == "cpu":
+        machine["threads"] = str(torch.get_num_threads())
     print(", ".join(f"{name} {value}" for name, value in machine.items()), flush=True)
     written = Path(options.output) if options.output else None
     kept = json.loads(written.read_text())["records"] if written and written.exists() else []

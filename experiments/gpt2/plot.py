@@ -4,8 +4,11 @@
   experiments/gpt2/plot.py loss runs/eager runs/sdpa runs/tessera --output loss.png
   experiments/gpt2/plot.py context speed.json --output context.png
 
-`loss` also prints how far apart the curves are: the largest difference, over all steps, between the
-averages of two runs over --window logged steps.
+`loss` takes any number of runs of any number of seeds. It draws each run's loss, smoothed over
+--window logged steps, and how far each is from the mean of its seed's runs with `eager` and `sdpa`;
+and it prints, for each two attentions, how far runs of one seed are from each other at the same
+step: rms and mean over the logged steps of all such pairs, rms of the smoothed curves, and the rms
+of the means over the last quarter of the steps.
 """
 
 from __future__ import annotations
@@ -13,7 +16,9 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 
@@ -30,6 +35,7 @@ COLOURS = {
     "tessera_sparse": "tab:green",
     "none": "lightgray",
 }
+STANDARD = ("eager", "sdpa")
 
 
 def smoothed(values: list[float], window: int) -> list[float]:
@@ -39,24 +45,77 @@ def smoothed(values: list[float], window: int) -> list[float]:
     ]
 
 
-def draw_losses(runs: list[str], window: int, output: str) -> dict[tuple[str, str], float]:
-    """Loss against step. Gives the largest differences between smoothed curves."""
-    figure, axes = plt.subplots(figsize=(6, 4))
-    curves = {}
-    for run in runs:
-        rows = log.read_csv(Path(run) / "log.csv")
-        name = Path(run).name
-        curves[name] = smoothed([row["loss"] for row in rows], window)
-        steps = [row["step"] for row in rows]
-        axes.plot(steps, curves[name], label=name, color=COLOURS.get(name), linewidth=1)
-    axes.set(xlabel="step", ylabel="loss, nats per token")
-    axes.legend()
-    axes.grid(alpha=0.3)
-    figure.savefig(output, dpi=130, bbox_inches="tight")
+class Run(NamedTuple):
+    """A run of train.py. What it was is in run.json; without that its folder has the attention's name."""
+
+    attention: str
+    seed: int
+    steps: list[float]
+    losses: list[float]
+
+
+def read_run(folder: str) -> Run:
+    rows = log.read_csv(Path(folder) / "log.csv")
+    record = Path(folder) / "run.json"
+    options = json.loads(record.read_text())["options"] if record.exists() else {}
+    return Run(
+        options.get("attention", Path(folder).name),
+        options.get("seed", 0),
+        [row["step"] for row in rows],
+        [row["loss"] for row in rows],
+    )
+
+
+def rms(values: list[float]) -> float:
+    return math.sqrt(sum(value * value for value in values) / len(values))
+
+
+def differences(runs: list[Run], window: int) -> dict[tuple[str, str], dict[str, float]]:
+    """For each two attentions, or one with itself, how far runs of one seed are from each other."""
+    found: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for one, other in itertools.combinations(runs, 2):
+        if one.seed != other.seed:
+            continue
+        if one.attention > other.attention:
+            one, other = other, one
+        apart = [a - b for a, b in zip(one.losses, other.losses)]
+        last = apart[-max(1, len(apart) // 4) :]
+        lists = found.setdefault((one.attention, other.attention), {})
+        lists.setdefault("step", []).extend(apart)
+        lists.setdefault("smoothed", []).extend(smoothed(apart, window))
+        lists.setdefault("end", []).append(sum(last) / len(last))
     return {
-        (a, b): max(abs(x - y) for x, y in zip(curves[a], curves[b]))
-        for a, b in itertools.combinations(curves, 2)
+        pair: dict(
+            pairs=len(lists["end"]),
+            rms=rms(lists["step"]),
+            mean=sum(lists["step"]) / len(lists["step"]),
+            smoothed=rms(lists["smoothed"]),
+            end=rms(lists["end"]),
+        )
+        for pair, lists in sorted(found.items())
     }
+
+
+def draw_losses(runs: list[Run], window: int, output: str) -> None:
+    """Loss against step, and each run's distance from the standard ones of its seed."""
+    figure, (curves, distances) = plt.subplots(1, 2, figsize=(11, 4))
+    labelled = set()
+    for run in runs:
+        style = dict(color=COLOURS.get(run.attention), linewidth=1, alpha=0.8)
+        if run.attention not in labelled:
+            style["label"] = run.attention
+            labelled.add(run.attention)
+        curves.plot(run.steps, smoothed(run.losses, window), **style)
+        standard = [r.losses for r in runs if r.seed == run.seed and r.attention in STANDARD]
+        if standard:
+            apart = [loss - sum(at) / len(at) for loss, at in zip(run.losses, zip(*standard))]
+            distances.plot(run.steps, smoothed(apart, window), **style)
+    curves.set(xlabel="step", ylabel="loss, nats per token")
+    distances.set(xlabel="step", ylabel="less the mean of eager and sdpa, same seed")
+    curves.legend()
+    for axes in (curves, distances):
+        axes.grid(alpha=0.3)
+    figure.savefig(output, dpi=130, bbox_inches="tight")
 
 
 def draw_contexts(path: str, size: str, output: str) -> None:
@@ -111,9 +170,13 @@ def main(arguments: list[str] | None = None) -> None:
     if options.kind == "context":
         draw_contexts(options.file, options.size, options.output)
         return
-    differences = draw_losses(options.runs, options.window, options.output)
-    for (a, b), difference in differences.items():
-        print(f"{a} and {b}: {difference:.4f}")
+    runs = [read_run(folder) for folder in options.runs]
+    draw_losses(runs, options.window, options.output)
+    for (a, b), d in differences(runs, options.window).items():
+        print(
+            f"{a} and {b}: {d['pairs']} pairs, rms {d['rms']:.4f}, mean {d['mean']:+.4f}, "
+            f"smoothed {d['smoothed']:.4f}, end {d['end']:.4f}"
+        )
 
 
 if __name__ == "__main__":

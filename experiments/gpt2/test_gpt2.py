@@ -12,6 +12,7 @@ import torch
 pytest.importorskip("transformers")
 sys.path.insert(0, str(Path(__file__).parent))
 
+import accuracy  # noqa: E402
 import benchmark  # noqa: E402
 import data  # noqa: E402
 import log  # noqa: E402
@@ -104,7 +105,7 @@ def test_compiled_models_have_no_mask(attention):
     assert masks == [None, None]
 
 
-@pytest.mark.parametrize("part", ["model", "block"])
+@pytest.mark.parametrize("part", ["model", "block", "attention"])
 def test_benchmark(tmp_path, part):
     path = tmp_path / "speed.json"
     options = ["--part", part, "--sizes", "tiny", "--contexts", "32", "--tokens", "64"]
@@ -116,15 +117,21 @@ def test_benchmark(tmp_path, part):
     assert json.loads(path.read_text())["records"] == records
 
 
-def test_plots(tmp_path):
+def test_plots(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     import plot
 
-    folder = tmp_path / "tessera"
-    run(folder, "--batch", "1", "--steps", "3")
+    folders = []
+    for attention, seed in (("eager", 0), ("tessera", 0), ("sdpa", 1), ("tessera", 1)):
+        folder = tmp_path / f"{attention}-{seed}"
+        run(folder, "--batch", "1", "--steps", "3", "--attention", attention, "--seed", str(seed))
+        folders.append(str(folder))
     picture = tmp_path / "loss.png"
-    plot.main(["loss", str(folder), "--output", str(picture)])
+    plot.main(["loss", *folders, "--output", str(picture)])
     assert picture.stat().st_size > 1000
+    lines = capsys.readouterr().out.splitlines()[-2:]
+    assert lines[0].startswith("eager and tessera: 1 pairs, rms 0.0000, mean")
+    assert lines[1].startswith("sdpa and tessera: 1 pairs, rms 0.0000, mean")
     rows = [
         dict(size="small", context=c, attention="tessera", compiled=True, tokens_per_second=1e5,
              peak_bytes=c << 20)
@@ -133,6 +140,29 @@ def test_plots(tmp_path):
     log.write_json(tmp_path / "speed.json", dict(records=rows))
     plot.main(["context", str(tmp_path / "speed.json"), "--output", str(picture)])
     assert picture.stat().st_size > 1000
+
+
+def test_accuracy(capsys):
+    options = ["--text", TEXT, "--size", "tiny", "--context", "48", "--batch", "1", "--steps", "0,1"]
+    options += ["--layers", "1", "--attention", "eager,tessera", "--device", "cpu"]
+    accuracy.main(options)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[1] + line[4] for line in lines] == ["0eager", "0tessera", "1eager", "1tessera"]
+    for line in lines:
+        assert all(1e-5 < float(line[at]) < 0.1 for at in (6, 9, 12, 15)), line
+
+
+def test_text_as_tokens(tmp_path):
+    tokenizers = pytest.importorskip("tokenizers")
+    words = {word: n for n, word in enumerate(("[UNK]", "one", "two", "three"))}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "text.txt").write_text("one two three four " * 500)
+    text = data.Text(str(tmp_path / "text.txt"), str(tmp_path / "tokenizer.json"))
+    assert text.vocabulary == 4
+    batch = text.batch("train", 0, 2, 8, seed=1)
+    assert torch.equal(batch.diff(dim=1).remainder(4), torch.ones(2, 7, dtype=torch.long))
 
 
 def test_text(tmp_path):

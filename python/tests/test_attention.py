@@ -1,5 +1,8 @@
 """tessera.attention on PyTorch tensors against the definition in float64."""
 
+import subprocess
+import sys
+
 import naive
 import pytest
 import torch
@@ -231,16 +234,23 @@ def test_deterministic_gradients_repeat(device):
         assert torch.equal(a, b)
 
 
-def test_threads_are_pytorchs(monkeypatch):
-    """PyTorch's number of threads is the plan's."""
-    q = torch.randn(1, 2, 64, 32)
-    before = torch.get_num_threads()
-    expected = tessera.attention(q, q, q)
-    torch.set_num_threads(1)
-    try:
-        torch.testing.assert_close(tessera.attention(q, q, q), expected)
-    finally:
-        torch.set_num_threads(before)
+def test_threads_are_pytorchs():
+    """A pass runs on the threads that PyTorch has, one or more, and starts none of its own."""
+    code = """
+import os, torch, tessera
+def run(attend):
+    q = torch.ones(1, 8, 512, 64).relu().requires_grad_()
+    attend(q).sum().backward()
+    return q.grad, len(os.listdir("/proc/self/task"))
+for threads in (3, 1):
+    torch.set_num_threads(threads)
+    theirs, before = run(lambda q: torch.nn.functional.scaled_dot_product_attention(q, q, q))
+    ours, after = run(lambda q: tessera.attention(q, q, q))
+    torch.testing.assert_close(ours, theirs)
+    print(before == after, end=" ")
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.stdout.split() == ["True", "True"], run.stdout + run.stderr
 
 
 def cases_of_bad_input(device):

@@ -130,15 +130,42 @@ def test_export(device):
 
 
 def test_cuda_graph(gpu):
-    q, k, v = (t.detach() for t in qkv(gpu, dtype=torch.bfloat16))
-    tessera.attention(q, k, v)
-    torch.cuda.synchronize()
+    inputs = qkv(gpu, dtype=torch.bfloat16)
+    d_o = torch.randn_like(inputs[0])
+
+    def step():
+        o = tessera.attention(*inputs, causal=True)
+        return o, *torch.autograd.grad(o, inputs, d_o)
+
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        step()
+    side.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        o = tessera.attention(q, k, v)
-    q.normal_()
+        captured = step()
+    for t in inputs:
+        t.detach().normal_()
     graph.replay()
-    assert torch.equal(o, tessera.attention(q, k, v))
+    for got, expected in zip(captured, step()):
+        torch.testing.assert_close(got, expected)
+
+
+def test_compile_with_cuda_graphs(gpu):
+    def run(q, k, v):
+        return tessera.attention(q * 2, k, v, causal=True).relu()
+
+    torch.compiler.reset()
+    compiled = torch.compile(run, fullgraph=True, mode="reduce-overhead")
+    for _ in range(3):  # warm up, capture, replay
+        torch.compiler.cudagraph_mark_step_begin()
+        inputs = qkv(gpu)
+        got = compiled(*inputs)
+        expected = run(*inputs)
+        torch.testing.assert_close(got, expected)
+        grads = torch.autograd.grad(got.sum(), inputs)
+        for g, e in zip(grads, torch.autograd.grad(expected.sum(), inputs)):
+            torch.testing.assert_close(g, e)
 
 
 def test_dropout_is_refused_while_a_graph_is_captured(gpu):

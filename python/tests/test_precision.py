@@ -1,5 +1,5 @@
-"""Quantised precisions and adaptive plans. On the CPU the scalar model of the scheme computes them,
-on a GPU whichever row there is; without one it must be an error."""
+"""Quantised precisions and adaptive plans. Whichever row there is computes them; on a GPU without one
+it must be an error."""
 
 import json
 

@@ -113,11 +113,12 @@ void for_workers(Executor& executor, int threads, Body&& body) {
       threads, [](void* context, int worker) { (*static_cast<Body*>(context))(worker); }, &body);
 }
 
-/// Runs body(worker, index) for every index in [0, count). Each worker has a share of neighbouring
+/// Runs body(worker, next) for at most `threads` workers, where next() gives the index of a task or
+/// −1 at the end; every index in [0, count) is given once. Each worker has a share of neighbouring
 /// indices, the same from call to call, and goes through it in ascending order; then it helps with
 /// the shares of others. So neighbours should share data, and heavy ones come before light ones.
 template <class Body>
-void for_each_task(Executor& executor, int threads, std::int64_t count, Body&& body) {
+void for_each_share(Executor& executor, int threads, std::int64_t count, Body&& body) {
   struct alignas(64) Share {
     std::atomic<std::int64_t> next;
     std::int64_t end;
@@ -126,7 +127,8 @@ void for_each_task(Executor& executor, int threads, std::int64_t count, Body&& b
   const int workers = static_cast<int>(std::min<std::int64_t>(threads, count));
   const int shares = std::min(workers, kMostShares);
   if (shares <= 1) {
-    for (std::int64_t index = 0; index < count; ++index) body(0, index);
+    std::int64_t index = 0;
+    body(0, [&]() -> std::int64_t { return index < count ? index++ : -1; });
     return;
   }
   Share share[kMostShares];
@@ -135,12 +137,23 @@ void for_each_task(Executor& executor, int threads, std::int64_t count, Body&& b
     share[i].end = count * (i + 1) / shares;
   }
   for_workers(executor, workers, [&](int worker) {
-    for (int i = 0; i < shares; ++i) {
-      Share& s = share[(worker + i) % shares];
-      for (std::int64_t index; (index = s.next.fetch_add(1, std::memory_order_relaxed)) < s.end;) {
-        body(worker, index);
+    int at = 0;
+    body(worker, [&]() -> std::int64_t {
+      for (; at < shares; ++at) {
+        Share& s = share[(worker + at) % shares];
+        const std::int64_t index = s.next.fetch_add(1, std::memory_order_relaxed);
+        if (index < s.end) return index;
       }
-    }
+      return -1;
+    });
+  });
+}
+
+/// Runs body(worker, index) for every index in [0, count), shared out likewise.
+template <class Body>
+void for_each_task(Executor& executor, int threads, std::int64_t count, Body&& body) {
+  for_each_share(executor, threads, count, [&](int worker, auto&& next) {
+    for (std::int64_t index; (index = next()) >= 0;) body(worker, index);
   });
 }
 

@@ -57,7 +57,8 @@ class BackwardKernel final : public Kernel {
     }
     worker_floats_ = isa_.backward_scratch_floats(blocking_);
     if (problem_.bias_gradient) worker_floats_ += 2 * blocking_.tile_q * bias_stride();
-    worker_bytes_ = worker_floats_ * 4 + 2 * ((blocking_.tile_q * 4 + 63) / 64 * 64);
+    ranges_bytes_ = (blocking_.tile_q * 4 + 63) / 64 * 64;
+    worker_bytes_ = worker_floats_ * 4 + 2 * kSlots * ranges_bytes_;
     workers_ = layout_.add(problem_.threads * worker_bytes_);
     const auto plan_sums = [&](std::int64_t columns, std::int64_t rows, std::int64_t buffers) {
       Sums sums;
@@ -129,6 +130,9 @@ class BackwardKernel final : public Kernel {
     DropoutStream dropout;
   };
 
+  /// Tiles of a worker that are described at a time.
+  static constexpr int kSlots = 2;
+
   std::int64_t bias_stride() const { return round_up(blocking_.block_kv, isa_.lanes); }
 
   std::byte* worker_memory(const Run& run, int worker) const {
@@ -191,11 +195,15 @@ class BackwardKernel final : public Kernel {
         zero_unused_keys(b, h_kv, s, d_v_, out.d_v);
       }
     }
-    const std::int64_t tiles = run.grid.tiles(b);
-    for (std::int64_t index = (part + turn) % parts_; index < tiles * problem_.group();
-         index += parts_) {
-      const std::int64_t h = h_kv * problem_.group() + index / tiles;
-      run_tile(run, worker, b, h, index % tiles, s, d_k, d_v, part, turn);
+    // A tile is known while the one before is worked on, which can then read ahead for it.
+    const Turn at{worker, b, h_kv, part, turn, s, d_k, d_v};
+    BackwardTile tile[kSlots];
+    std::int64_t index = (part + turn) % parts_;
+    bool more = next_tile(run, at, 0, index, tile[0]);
+    for (int slot = 0; more; slot = 1 - slot) {
+      more = next_tile(run, at, 1 - slot, index, tile[1 - slot]);
+      if (more) announce(tile[1 - slot], tile[slot]);
+      isa_.backward(tile[slot], reinterpret_cast<float*>(worker_memory(run, worker)));
     }
     if (turn == parts_ - 1) {
       for_own_keys(s, part, [&](std::int64_t key, std::int64_t count) {
@@ -228,11 +236,12 @@ class BackwardKernel final : public Kernel {
   }
 
   /// What every backward tile needs, whichever gradients it writes.
-  void describe(const Run& run, std::byte* memory, std::int64_t b, std::int64_t h,
+  void describe(const Run& run, std::byte* memory, int slot, std::int64_t b, std::int64_t h,
                 const Sequence& s, const TileRows& rows, BackwardTile& tile) const {
     const Arguments& a = run.arguments;
-    auto* key_begin = reinterpret_cast<std::int32_t*>(memory + worker_floats_ * 4);
-    auto* key_end = key_begin + (blocking_.tile_q + 15) / 16 * 16;
+    std::byte* ranges = memory + worker_floats_ * 4 + 2 * slot * ranges_bytes_;
+    auto* key_begin = reinterpret_cast<std::int32_t*>(ranges);
+    auto* key_end = reinterpret_cast<std::int32_t*>(ranges + ranges_bytes_);
     describe_tile(problem_, a.inputs, blocking_, run.dropout, b, h, s, rows, key_begin, key_end,
                   tile);
     strips_.attach(a, b, h / problem_.group(), s, tile);
@@ -248,49 +257,82 @@ class BackwardKernel final : public Kernel {
     tile.d_lse_stride = d_lse.stride;
   }
 
-  void run_tile(const Run& run, int worker, std::int64_t b, std::int64_t h, std::int64_t index,
-                const Sequence& s, const SumRows& d_k, const SumRows& d_v, std::int64_t part,
-                std::int64_t turn) const {
+  /// One turn of one part of a head.
+  struct Turn {
+    int worker;
+    std::int64_t b, h_kv, part, turn;
+    const Sequence& sequence;
+    const SumRows& d_k;
+    const SumRows& d_v;
+  };
+
+  /// The first tile from `index` on, among those of the turn, that has anything to do; false if
+  /// there is none. `index` moves behind it.
+  bool next_tile(const Run& run, const Turn& at, int slot, std::int64_t& index,
+                 BackwardTile& tile) const {
+    const std::int64_t tiles = run.grid.tiles(at.b);
+    while (index < tiles * problem_.group()) {
+      const std::int64_t h = at.h_kv * problem_.group() + index / tiles;
+      const std::int64_t tile_of_head = index % tiles;
+      index += parts_;
+      if (describe_turn(run, at, slot, h, tile_of_head, tile)) return true;
+    }
+    return false;
+  }
+
+  bool describe_turn(const Run& run, const Turn& at, int slot, std::int64_t h, std::int64_t index,
+                     BackwardTile& tile) const {
     const Arguments& a = run.arguments;
+    const Sequence& s = at.sequence;
     const TileRows rows = run.grid.rows(s, index);
     const std::int64_t first = s.q_begin + rows.begin;
-    const OutputRows d_q = output_rows_of(problem_, a.d_inputs.d_q, b, h, first);
-    if (d_q.data != nullptr && turn == 0) {
-      zero_rows(output_rows_of(problem_, a.d_inputs.d_q, b, h, first + rows.used),
+    const OutputRows d_q = output_rows_of(problem_, a.d_inputs.d_q, at.b, h, first);
+    if (d_q.data != nullptr && at.turn == 0) {
+      zero_rows(output_rows_of(problem_, a.d_inputs.d_q, at.b, h, first + rows.used),
                 rows.rows - rows.used, problem_.head_dim);
     }
-    if (rows.used == 0) return;
-    std::byte* memory = worker_memory(run, worker);
-    BackwardTile tile;
-    describe(run, memory, b, h, s, rows, tile);
+    if (rows.used == 0) return false;
+    tile = {};
+    describe(run, worker_memory(run, at.worker), slot, at.b, h, s, rows, tile);
     tile.keys.unit = blocking_.block_kv;
-    tile.keys.part = part;
+    tile.keys.part = at.part;
     tile.keys.parts = parts_;
     tile.d_q = d_q;
     if (d_q.data != nullptr && parts_ > 1) {
       OutputRows sums = d_q;
       if (!d_q_.in_place) {
         auto* base = reinterpret_cast<float*>(run.arguments.workspace + d_q_.offset);
-        const std::int64_t head = (problem_.varlen ? 0 : b) * problem_.heads_q + h;
+        const std::int64_t head = (problem_.varlen ? 0 : at.b) * problem_.heads_q + h;
         sums = {base + head * d_q_.buffer_floats + first * d_q_.padded, d_q_.padded, DType::f32};
       }
-      if (turn > 0) tile.d_q_so_far = {sums.data, sums.stride, DType::f32};
-      if (turn < parts_ - 1) tile.d_q = sums;
+      if (at.turn > 0) tile.d_q_so_far = {sums.data, sums.stride, DType::f32};
+      if (at.turn < parts_ - 1) tile.d_q = sums;
     }
     // Under a block mask many tiles have no keys of a part. Their dQ must only begin and end.
     KeyWalk walk = tile.keys;
     KeySegment segment;
-    const bool dq_ends = turn == parts_ - 1 && d_q.data != nullptr && !d_q_.in_place;
-    if (turn > 0 && !dq_ends && !next_segment(walk, segment)) return;
-    tile.d_k = d_k.data;
-    tile.d_k_stride = d_k.stride;
-    tile.d_v = d_v.data;
-    tile.d_v_stride = d_v.stride;
-    if (problem_.sink_gradient && turn == 0) {
+    const bool dq_ends = at.turn == parts_ - 1 && d_q.data != nullptr && !d_q_.in_place;
+    if (at.turn > 0 && !dq_ends && !next_segment(walk, segment)) return false;
+    tile.d_k = at.d_k.data;
+    tile.d_k_stride = at.d_k.stride;
+    tile.d_v = at.d_v.data;
+    tile.d_v_stride = at.d_v.stride;
+    if (problem_.sink_gradient && at.turn == 0) {
       tile.sink = sink_of(a.inputs, h);
-      tile.d_sink = sink_parts(run, b, h) + index;
+      tile.d_sink = sink_parts(run, at.b, h) + index;
     }
-    isa_.backward(tile, reinterpret_cast<float*>(memory));
+    return true;
+  }
+
+  /// Tells a tile what the next one begins with.
+  static void announce(const BackwardTile& next, BackwardTile& tile) {
+    const auto rows = [&next](const Rows& of, std::int64_t columns) -> RowsToCome {
+      return {of, of.data == nullptr ? 0 : next.rows, columns * size_of(of.dtype)};
+    };
+    tile.coming[0] = rows(next.q, next.blocking.head_dim);
+    tile.coming[1] = rows(next.d_o, next.blocking.head_dim_v);
+    tile.coming[2] = rows(next.o, next.blocking.head_dim_v);
+    tile.coming[3] = rows(next.d_q_so_far, next.blocking.head_dim);
   }
 
   static float sink_of(const Inputs& inputs, std::int64_t h) {
@@ -360,7 +402,7 @@ class BackwardKernel final : public Kernel {
       const std::int64_t end = std::min(begin + keys, s.kv_len);
       if (rows.used == 0 || begin >= end) return;
       BiasGradientTile tile;
-      describe(run, memory, b, h, s, rows, tile);
+      describe(run, memory, 0, b, h, s, rows, tile);
       tile.begin = begin;
       tile.end = end;
       tile.d_bias = one;
@@ -400,6 +442,7 @@ class BackwardKernel final : public Kernel {
   std::size_t grid_ = 0;
   std::size_t turns_ = 0;
   std::int64_t worker_floats_ = 0;
+  std::int64_t ranges_bytes_ = 0;  ///< Of the first keys of a tile's rows, or the last ones.
   std::int64_t worker_bytes_ = 0;
   std::size_t workers_ = 0;
   std::size_t sink_parts_ = 0;

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <bit>
 
 #include "cpu/cpu_info.hpp"
 
@@ -13,6 +14,9 @@ constexpr std::int64_t kMaxTileRows = 288;
 constexpr std::int64_t kMinBlockKv = 64;
 constexpr std::int64_t kMaxBlockKv = 256;
 constexpr std::int64_t kLargeL2Bytes = 1 << 20;
+/// Of the bf16 kernels: where blocks and tiles have their full size, and the least they have.
+constexpr std::int64_t kWholeL2Bytes = 2 << 20;
+constexpr std::int64_t kLeastSide = 128;
 constexpr std::int64_t kTasksPerThread = 3;
 
 std::int64_t round_down(std::int64_t n, std::int64_t step) { return n / step * step; }
@@ -45,9 +49,13 @@ Blocking choose_blocking(const Problem& p, const Isa& isa) {
 
   if (isa.pack_strip != nullptr) {
     // Scores, weights and operands of a unit stream through L2 either way; large tiles and blocks
-    // move K, V, O and the sums of dK and dV less often. All of it takes half of 2 MiB.
-    b.block_kv = forward ? 512 : 256;
-    b.tile_q = round_down(forward ? 512 : 256, panel);
+    // move K, V, O and the sums of dK and dV less often. All of it takes half of L2 at D 128.
+    const std::int64_t most = forward ? 512 : 256;
+    const auto share = static_cast<std::uint64_t>(most * l2_bytes / kWholeL2Bytes);
+    const std::int64_t side =
+        std::clamp(static_cast<std::int64_t>(std::bit_floor(share)), kLeastSide, most);
+    b.block_kv = side;
+    b.tile_q = round_down(side, panel);
   }
 
   // A block mask's rows of blocks are never straddled: a tile holds one, or an equal part of one.

@@ -12,7 +12,8 @@ class ForwardKernel final : public Kernel {
         isa_(isa),
         blocking_(choose_blocking(problem, isa)),
         strips_(problem_, isa_, blocking_, layout_),
-        tiles_(problem_, blocking_, isa_.forward_scratch_floats(blocking_), layout_) {}
+        tiles_(problem_, blocking_, isa_.forward_scratch_floats(blocking_),
+               isa_.forward_all == nullptr ? 1 : TileSource::kSlots, layout_) {}
 
   std::string config() const override { return to_string(blocking_, isa_); }
   std::size_t workspace_bytes() const override { return layout_.bytes(); }
@@ -20,11 +21,18 @@ class ForwardKernel final : public Kernel {
   Status run(const Arguments& arguments) const override {
     const TileGrid grid = tiles_.grid(arguments);
     strips_.pack(arguments, grid);
-    tiles_.for_each<ForwardTile>(
-        arguments, grid, [&](const QueryTile& at, ForwardTile& tile, float* scratch) {
-          strips_.attach(arguments, at.b, at.h / problem_.group(), at.sequence, tile);
-          isa_.forward(tile, scratch);
-        });
+    const auto attach = [&](const QueryTile& at, ForwardTile& tile) {
+      strips_.attach(arguments, at.b, at.h / problem_.group(), at.sequence, tile);
+    };
+    if (isa_.forward_all != nullptr) {
+      tiles_.for_each_worker(arguments, grid, attach, isa_.forward_all);
+    } else {
+      tiles_.for_each<ForwardTile>(arguments, grid,
+                                   [&](const QueryTile& at, ForwardTile& tile, float* scratch) {
+                                     attach(at, tile);
+                                     isa_.forward(tile, scratch);
+                                   });
+    }
     return {};
   }
 

@@ -31,7 +31,8 @@ class SageKernel final : public Kernel {
         isa_(isa),
         blocking_(choose_sage_blocking(problem, isa)),
         operands_(problem_, isa_, layout_),
-        tiles_(problem_, blocking_, isa_.scratch_floats(blocking_, operands_.words()), layout_) {}
+        tiles_(problem_, blocking_, isa_.scratch_floats(blocking_, operands_.words()), 1, layout_) {
+  }
 
   std::string config() const override {
     return fmt::format("{} words={}x{}", to_string(blocking_, *isa_.exact), operands_.words(),

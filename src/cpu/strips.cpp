@@ -8,6 +8,23 @@ namespace {
 /// Strips that are packed by one task.
 constexpr std::int64_t kStripsPerTask = 8;
 
+/// Whether a tensor's rows can be loaded as matrix tiles where they lie: whole tiles deep, each row
+/// of a tile one cache line, and rows not so far apart that they crowd a few sets of the caches. A
+/// dense backward pass reads them so often that packing them costs nothing.
+bool are_operands(const Problem& problem, const TensorView& view, std::int64_t columns) {
+  constexpr std::int64_t kLine = 64;
+  constexpr std::int64_t kCrowded = 1024;
+  const std::int64_t size = size_of(view.dtype);
+  const auto whole_lines = [&](std::int64_t stride) { return stride * size % kLine == 0; };
+  const std::int64_t row = view.stride[problem.varlen ? 0 : 2];
+  const bool crowded = row > columns && row * size % kCrowded == 0;
+  const bool read_often = problem.pass == Pass::backward && !problem.block_mask;
+  return !read_often && columns % PackedStrips::kKeys == 0 && !crowded &&
+         reinterpret_cast<std::uintptr_t>(view.data) % kLine == 0 && whole_lines(row) &&
+         whole_lines(view.stride[problem.varlen ? 1 : 0]) &&
+         (problem.varlen || whole_lines(view.stride[1]));
+}
+
 }  // namespace
 
 PackedStrips::PackedStrips(const Problem& problem, const Isa& isa, const Blocking& blocking,
@@ -40,6 +57,10 @@ void PackedStrips::attach(const Arguments& arguments, std::int64_t b, std::int64
   const std::int64_t head = (problem_.varlen ? 0 : b) * problem_.heads_kv + h_kv;
   tile.strips = at(arguments, head, first(b, s));
   tile.strip_elements = elements_;
+  const Inputs& in = arguments.inputs;
+  const std::int64_t whole = s.kv_len / kKeys;
+  if (are_operands(problem_, in.k, problem_.head_dim)) tile.k_in_place = whole;
+  if (are_operands(problem_, in.v, problem_.head_dim_v)) tile.v_in_place = whole;
 }
 
 /// The last sequence whose first strip is not behind `strip`.
@@ -89,6 +110,9 @@ void PackedStrips::pack_strip(const Arguments& arguments, const TileGrid& grid, 
   source.v = rows_of(problem_, in.v, b, h_kv, s.kv_begin + first_key);
   source.used = used_keys(in, b, h_kv, s, first_key);
   source.backward = problem_.pass == Pass::backward;
+  const bool whole = first_key + kKeys <= s.kv_len;
+  source.k_in_place = whole && are_operands(problem_, in.k, problem_.head_dim);
+  source.v_in_place = whole && are_operands(problem_, in.v, problem_.head_dim_v);
   isa_.pack_strip(source, at(arguments, head, strip));
 }
 

@@ -72,6 +72,9 @@ struct MatrixBackwardState {
   Panels<S> panels;
   /// Strips of the current block, relative to its first, that each panel sees: [begin, end).
   PanelKeys strips[kMaxPanels];
+  /// Asked for during the current block: the next one, or what the next tile begins with.
+  ReadAhead ahead;
+  std::int64_t turn = 0;  ///< Lines at a time.
 
   MatrixBackwardState(const BackwardTile& t, float* base)
       : tile(t),
@@ -123,9 +126,10 @@ void load_matrix_tile(const MatrixBackwardState<S>& x) {
   pad_row_numbers<S>(t.rows, x.scratch.lse, x.scratch.offset);
 }
 
-/// P = exp2(f · s − lse) in place.
-template <class S, int C>
-void matrix_probabilities(float* s, std::int64_t n, float factor, const float* lse) {
+/// P = exp2(f · s − lse) in place; calls meanwhile() for each key.
+template <class S, int C, class Meanwhile>
+void matrix_probabilities(float* s, std::int64_t n, float factor, const float* lse,
+                          Meanwhile&& meanwhile) {
   using V = typename S::V;
   const V largest = S::set(kLargest);
   const V f = S::set(factor);
@@ -134,6 +138,7 @@ void matrix_probabilities(float* s, std::int64_t n, float factor, const float* l
     base[c] = S::sub(S::zero(), S::load(lse + c * S::kLanes));
   }
   for (std::int64_t j = 0; j < n; ++j) {
+    meanwhile();
     TESSERA_UNROLL for (int c = 0; c < C; ++c) {
       float* at = s + (j * C + c) * S::kLanes;
       S::store(at, exp2<S>(S::min(largest, S::fma(f, S::load(at), base[c]))));
@@ -171,7 +176,7 @@ void zero_key_rows(bf16* out, std::int64_t stride, std::int64_t begin, std::int6
 
 /// P, dS and dQ of one panel; P and dS into the tile's bf16 rows from `row` on.
 template <class S, int C>
-void matrix_panel_gradients(const MatrixBackwardState<S>& x, const Panel& panel,
+void matrix_panel_gradients(MatrixBackwardState<S>& x, const Panel& panel,
                             const KeySegment& segment, const PanelStrips& strips,
                             std::int64_t row) {
   constexpr std::int64_t kLanes = C * S::kLanes;
@@ -183,10 +188,9 @@ void matrix_panel_gradients(const MatrixBackwardState<S>& x, const Panel& panel,
   const MatrixB q = {x.scratch.q + panel.lane0 * layout.depth, kLanes};
   const MatrixB d_o = {x.scratch.d_o + panel.lane0 * layout.depth_v, kLanes};
   for (std::int64_t i = 0; i < strips.count; ++i) {
-    const bf16* strip = packed + i * t.strip_elements;
-    multiply_strip<S, false>({strip, layout.depth}, q, layout.depth, kLanes,
+    multiply_strip<S, false>(k_strips(t).at(strips.first + i), q, layout.depth, kLanes,
                              p + i * kStrip * kLanes, kLanes);
-    multiply_strip<S, false>({strip + layout.v(), layout.depth_v}, d_o, layout.depth_v, kLanes,
+    multiply_strip<S, false>(v_strips(t).at(strips.first + i), d_o, layout.depth_v, kLanes,
                              d_s + i * kStrip * kLanes, kLanes);
   }
   const ScoreContext context = {&t.rules,
@@ -198,7 +202,9 @@ void matrix_panel_gradients(const MatrixBackwardState<S>& x, const Panel& panel,
                                 x.scratch.bias,
                                 t.rules.softcap > 0 ? x.scratch.softcap_slope : nullptr};
   const float factor = finish_products<S, C>(context, segment, strips, t.rules.q_scale, p);
-  matrix_probabilities<S, C>(p, strips.keys(), factor, x.scratch.lse + panel.lane0);
+  matrix_probabilities<S, C>(p, strips.keys(), factor, x.scratch.lse + panel.lane0, [&x] {
+    for (std::int64_t i = 0; i < x.turn; ++i) x.ahead.ask();
+  });
   const std::int64_t seen = strips.offset() * kLanes;
   score_gradients<S, C>(context, t.scale, p + seen, d_s + seen, x.scratch.offset + panel.lane0,
                         x.scratch.bias);
@@ -280,18 +286,62 @@ void matrix_backward_block(MatrixBackwardState<S>& x, const KeySegment& segment,
   }
 }
 
+/// What is read ahead during a block of `keys` keys under a block mask: the operands of the keys
+/// [begin, end) of the next one, or, if that is empty, what the next tile begins with.
+template <class S>
+void plan_ahead(MatrixBackwardState<S>& x, std::int64_t keys, std::int64_t begin,
+                std::int64_t end) {
+  const BackwardTile& t = x.tile;
+  constexpr auto kSize = static_cast<std::int64_t>(sizeof(bf16));
+  x.ahead.clear();
+  x.turn = 0;
+  if (!t.keys.blocks) return;
+  if (begin < end) {
+    const std::int64_t first = begin / kStrip;
+    const std::int64_t count = (end + kStrip - 1) / kStrip - first;
+    const std::int64_t stride = t.strip_elements * kSize;
+    const auto rows = [&](const StripsOfRows& of, std::int64_t depth) {
+      const MatrixA at = of.at(first);
+      x.ahead.add(at.data, depth * kSize, at.stride * kSize, end - begin);
+    };
+    if (first + count <= t.k_in_place) rows(k_strips(t), x.layout.depth);
+    if (first + count <= t.v_in_place) rows(v_strips(t), x.layout.depth_v);
+    x.ahead.add(t.strips + first * t.strip_elements + x.layout.k_t(),
+                kStrip * x.layout.depth * kSize, stride, count);
+  } else {
+    for (const RowsToCome& next : t.coming) {
+      if (next.count == 0) continue;
+      const std::int64_t size = next.rows.dtype == DType::f32 ? 4 : 2;
+      x.ahead.add(next.rows.data, next.bytes, next.rows.stride * size, next.count);
+    }
+  }
+  x.turn = (x.ahead.lines + keys - 1) / keys;
+}
+
 template <class S>
 void matrix_backward_tile(const BackwardTile& tile, float* base) {
   MatrixBackwardState<S> x(tile, base);
   load_matrix_tile(x);
   S::configure_tiles();
+  const std::int64_t step = tile.blocking.block_kv;
+  const auto end_of = [step](const KeySegment& of, std::int64_t block) {
+    return block + step < of.end ? block + step : of.end;
+  };
   KeyWalk walk = tile.keys;
-  KeySegment segment;
-  while (next_segment(walk, segment)) {
-    const std::int64_t step = tile.blocking.block_kv;
+  KeySegment segment, coming;
+  bool more = next_segment(walk, coming);
+  while (more) {
+    segment = coming;
+    more = next_segment(walk, coming);
     for (std::int64_t block = segment.begin / kStrip * kStrip; block < segment.end; block += step) {
-      matrix_backward_block(x, segment, block, block > segment.begin ? block : segment.begin,
-                            block + step < segment.end ? block + step : segment.end);
+      const std::int64_t end = end_of(segment, block);
+      if (end < segment.end) {
+        plan_ahead(x, end - block, end, end_of(segment, end));
+      } else {
+        const std::int64_t next = more ? coming.begin / kStrip * kStrip : 0;
+        plan_ahead(x, end - block, next, more ? end_of(coming, next) : 0);
+      }
+      matrix_backward_block(x, segment, block, block > segment.begin ? block : segment.begin, end);
     }
   }
   S::release_tiles();

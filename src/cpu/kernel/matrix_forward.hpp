@@ -1,6 +1,6 @@
 // Forward on matrix tiles: one tile of query rows of one head against all keys it may see.
 //
-//   for each block of keys, in strips of 32                 packed K and Vᵀ, L2
+//   for each block of keys, in strips of 32                 K and packed Vᵀ, L2
 //     for each panel of up to 4 vectors of queries          S and P of a block: one unit
 //       S[key][query]  = K · Qᵀ                             bf16 tiles, f32 sums
 //       masks, m, P = exp2(f S − m), l                      the vector kernels' steps, f32
@@ -10,26 +10,31 @@
 // The three lines are a pipeline: while the vector units make P of one unit, the tile multiplier
 // makes S of the next and O of the last. Its instructions are strewn among theirs (ProductSeries),
 // and the processor finds both side by side in its window. Hence two buffers of S and of P; O of a
-// panel is rescaled when its last unit's output has been added.
+// panel is rescaled when its last unit's output has been added. The pipeline goes on from tile to
+// tile, so several of them have Q and O in scratch.
 //
 // A row's maximum is renewed when a score exceeds it by more than kLargestExponent. Most units find
 // none and go over their scores once.
 //
 // Q is not scaled on the way in, that would round it: the factor scale · log₂e joins the
-// subtraction of the maximum. Blocks begin and end at whole strips; the keys of a strip that the
-// panel does not see have the score −inf, and packed zeros where nobody sees them.
+// subtraction of the maximum. A block of keys is made of pieces, that begin and end at whole
+// strips: part of a segment, or under a block mask several short ones, so that O is loaded and
+// stored once for all of them. The keys of a strip that the panel does not see have the score −inf,
+// and V has zeros where nobody sees them.
 #pragma once
 
 #include "cpu/kernel/forward.hpp"
-#include "cpu/kernel/matrix_pack.hpp"
+#include "cpu/kernel/matrix_weights.hpp"
 
 namespace tessera::cpu {
 
 struct MatrixForwardScratch {
-  bf16* q;       ///< Per panel [depth / 2][lanes][2].
-  float* o_t;    ///< Per panel [depth_v][lanes].
-  float* m;      ///< [tile_q] running maximum, base 2.
-  float* l;      ///< [tile_q] running sum.
+  // Of each slot:
+  bf16* q;     ///< Per panel [depth / 2][lanes][2].
+  float* o_t;  ///< Per panel [depth_v][lanes].
+  float* m;    ///< [tile_q] running maximum, base 2.
+  float* l;    ///< [tile_q] running sum.
+  // Of all:
   float* alpha;  ///< [one panel] what the last step multiplies O and l by.
   float* s[2];   ///< [block_kv][one panel] scores of one unit and of the next; with dropout then P.
   bf16* p[2];    ///< [block_kv / 2][one panel][2] likewise.
@@ -37,15 +42,19 @@ struct MatrixForwardScratch {
   std::int64_t floats;
 
   template <class S>
-  static MatrixForwardScratch carve(const Blocking& b, float* base) {
+  static MatrixForwardScratch carve(const Blocking& b, float* base, int slot) {
     constexpr std::int64_t kPanel = S::kTileVectors * S::kLanes;
     const StripLayout layout(b);
     Carver carver(base);
     MatrixForwardScratch x;
-    x.q = reinterpret_cast<bf16*>(carver.floats(b.tile_q * layout.depth / 2));
-    x.o_t = carver.floats(b.tile_q * layout.depth_v);
-    x.m = carver.floats(b.tile_q);
-    x.l = carver.floats(b.tile_q);
+    for (int i = 0; i < TileSource::kSlots; ++i) {
+      MatrixForwardScratch y;
+      y.q = reinterpret_cast<bf16*>(carver.floats(b.tile_q * layout.depth / 2));
+      y.o_t = carver.floats(b.tile_q * layout.depth_v);
+      y.m = carver.floats(b.tile_q);
+      y.l = carver.floats(b.tile_q);
+      if (i == slot) x = y;
+    }
     x.alpha = carver.floats(kPanel);
     for (int i = 0; i < 2; ++i) {
       x.s[i] = carver.floats(b.block_kv * kPanel);
@@ -57,276 +66,6 @@ struct MatrixForwardScratch {
   }
 };
 
-/// The strips of a block of keys that a panel works on, and the keys [j0, j0 + n) it sees of them.
-struct PanelStrips {
-  std::int64_t j0 = 0;
-  std::int64_t n = 0;
-  std::int64_t first = 0;  ///< Strip of the sequence.
-  std::int64_t count = 0;
-
-  TESSERA_INLINE PanelStrips() {}
-  TESSERA_INLINE PanelStrips(const Panel& panel, std::int64_t begin, std::int64_t end) {
-    j0 = begin > panel.begin ? begin : panel.begin;
-    n = (end < panel.end ? end : panel.end) - j0;
-    if (n <= 0) return;
-    first = j0 / kStrip;
-    count = (j0 + n + kStrip - 1) / kStrip - first;
-  }
-  TESSERA_INLINE std::int64_t keys() const { return count * kStrip; }
-  /// Row of the strips' scores that j0 has.
-  TESSERA_INLINE std::int64_t offset() const { return j0 - first * kStrip; }
-};
-
-/// s = value in all rows of the strips that hold no key of [j0, j0 + n).
-template <class S>
-TESSERA_INLINE void fill_unseen(const PanelStrips& strips, std::int64_t lanes, float value,
-                                float* s) {
-  const typename S::V v = S::set(value);
-  for (std::int64_t i = 0; i < strips.offset() * lanes; i += S::kLanes) S::store(s + i, v);
-  for (std::int64_t i = (strips.offset() + strips.n) * lanes; i < strips.keys() * lanes;
-       i += S::kLanes) {
-    S::store(s + i, v);
-  }
-}
-
-/// Applies the score rules to raw products of the strips and returns what is left to multiply them
-/// by. Only masks can be applied before the factor is: −inf stays what it is.
-template <class S, int C>
-float finish_products(const ScoreContext& context, const KeySegment& segment,
-                      const PanelStrips& strips, float factor, float* s) {
-  const ScoreRules& rules = *context.rules;
-  float* seen = s + strips.offset() * C * S::kLanes;
-  if (rules.softcap > 0 || rules.has_bias || rules.alibi || !(factor > 0)) {
-    const typename S::V f = S::set(factor);
-    for (std::int64_t i = 0; i < context.n * C * S::kLanes; i += S::kLanes) {
-      S::store(seen + i, S::mul(f, S::load(seen + i)));
-    }
-    factor = 1;
-  }
-  finish_scores<S, C>(context, segment, seen);
-  fill_unseen<S>(strips, C * S::kLanes, kMinusInfinity, s);
-  return factor;
-}
-
-/// Weights may grow to 2 to this before a row's maximum is renewed: bf16 has f32's range, and the
-/// sum's rounding is relative. So O is rescaled for a few blocks of keys only, not for all those in
-/// which one of a panel's rows finds a slightly larger score.
-inline constexpr float kLargestExponent = 8;
-
-/// What the exponents of each row are relative to, negated: m, or 0 while nothing has been seen.
-template <class S, int C>
-TESSERA_INLINE void load_bases(const float* m, typename S::V (&base)[C]) {
-  TESSERA_UNROLL for (int c = 0; c < C; ++c) {
-    const typename S::V at = S::load(m + c * S::kLanes);
-    const typename S::M nothing = S::equal(at, S::set(kMinusInfinity));
-    base[c] = S::select(nothing, S::zero(), S::sub(S::zero(), at));
-  }
-}
-
-/// The maximum of the scores f · s of n keys joins m; l and what α multiplies follow.
-template <class S, int C>
-void renew_maxima(const float* s, std::int64_t n, float factor, float* m, float* l, float* alpha) {
-  using V = typename S::V;
-  V highest[C];
-  TESSERA_UNROLL for (int c = 0; c < C; ++c) highest[c] = S::set(kMinusInfinity);
-  for (std::int64_t j = 0; j < n; ++j) {
-    TESSERA_UNROLL for (int c = 0; c < C; ++c) {
-      highest[c] = S::max(highest[c], S::load(s + (j * C + c) * S::kLanes));
-    }
-  }
-  TESSERA_UNROLL for (int c = 0; c < C; ++c) {
-    // Scores that overflowed f32 saturate; a row that has seen nothing keeps −inf and subtracts 0.
-    const V m_old = S::load(m + c * S::kLanes);
-    const V m_new = S::min(S::set(kLargest), S::max(m_old, S::mul(S::set(factor), highest[c])));
-    const V finite = S::select(S::equal(m_new, S::set(kMinusInfinity)), S::zero(), m_new);
-    // O and l of a row that has seen nothing are 0: with α = 1 O need not be gone through.
-    const V a = S::select(S::equal(m_old, S::set(kMinusInfinity)), S::set(1.0f),
-                          exp2<S>(S::sub(m_old, finite)));
-    S::store(alpha + c * S::kLanes, a);
-    S::store(m + c * S::kLanes, m_new);
-    S::store(l + c * S::kLanes, S::mul(a, S::load(l + c * S::kLanes)));
-  }
-}
-
-/// K or V of a block of keys that will be read soon, asked for line by line, so that it is in L2 by
-/// then: the next listed block of a block mask lies anywhere, and another thread packed it.
-struct ComingStrips {
-  static constexpr std::int64_t kLine = 64;
-  const char* at = nullptr;
-  std::int64_t part = 0;    ///< Bytes to be read of a strip, …
-  std::int64_t stride = 0;  ///< … and from strip to strip.
-  std::int64_t left = 0;    ///< Strips.
-  std::int64_t offset = 0;
-
-  TESSERA_INLINE std::int64_t lines() const { return left * (part / kLine); }
-  TESSERA_INLINE bool done() const { return left == 0; }
-  TESSERA_INLINE void ask() {
-    __builtin_prefetch(at + offset, 0, 2);
-    offset += kLine;
-    if (offset < part) return;
-    offset = 0;
-    at += stride;
-    --left;
-  }
-};
-
-/// What goes on while the vector units make weights: the products of the units before and after,
-/// and reading ahead. Scores may be products of another kind of tiles.
-template <class S, class Scores = S>
-struct Background {
-  ProductSeries<Scores> scores;
-  ProductSeries<S> values;
-  ComingStrips k;
-  ComingStrips v;
-
-  TESSERA_INLINE std::int64_t steps() const { return scores.steps() + values.steps(); }
-  TESSERA_INLINE std::int64_t lines() const { return k.lines() + v.lines(); }
-  TESSERA_INLINE void step() {
-    if (!scores.done()) {
-      scores.step();
-    } else if (!values.done()) {
-      values.step();
-    }
-  }
-  TESSERA_INLINE void ask() {
-    if (!k.done()) {
-      k.ask();
-    } else if (!v.done()) {
-      v.ask();
-    }
-  }
-  TESSERA_INLINE void finish() {
-    scores.finish();
-    values.finish();
-  }
-};
-
-/// P = 2^(f · s − m) of n keys, an even number: to `p` in pairs of keys, or with `keep` into s. The
-/// background advances meanwhile. Returns whether no weight exceeds the largest exponent; unless
-/// the maxima have been `renewed`, the sums join l only then, and without that the weights are of
-/// no use.
-template <class S, int C>
-TESSERA_INLINE bool make_weights(float* s, std::int64_t n, float factor, const float* m, float* l,
-                                 bool renewed, bool keep, bf16* p, Background<S>& background) {
-  using V = typename S::V;
-  constexpr std::int64_t kLanes = C * S::kLanes;
-  const V f = S::set(factor);
-  const V largest = S::set(kLargestExponent);
-  V base[C], sum[C], highest[C];
-  load_bases<S, C>(m, base);
-  TESSERA_UNROLL for (int c = 0; c < C; ++c) {
-    sum[c] = S::load(l + c * S::kLanes);
-    highest[c] = S::set(kMinusInfinity);
-  }
-  const std::int64_t steps = background.steps();
-  const std::int64_t lines = background.lines();
-  std::int64_t steps_due = 0;
-  std::int64_t lines_due = 0;
-  for (std::int64_t j = 0; j < n; j += 2) {
-    TESSERA_UNROLL for (int c = 0; c < C; ++c) {
-      float* at = s + j * kLanes + c * S::kLanes;
-      const V x = S::fma(f, S::load(at), base[c]);
-      const V y = S::fma(f, S::load(at + kLanes), base[c]);
-      highest[c] = S::max(highest[c], S::max(x, y));
-      const V even = exp2<S>(S::min(largest, x));
-      const V odd = exp2<S>(S::min(largest, y));
-      sum[c] = S::add(sum[c], S::add(even, odd));
-      if (keep) {
-        S::store(at, even);
-        S::store(at + kLanes, odd);
-      } else {
-        S::store(reinterpret_cast<float*>(p + j * kLanes + 2 * c * S::kLanes), S::pairs(even, odd));
-      }
-    }
-    for (steps_due += 2 * steps; steps_due >= n; steps_due -= n) background.step();
-    for (lines_due += 2 * lines; lines_due >= n; lines_due -= n) background.ask();
-  }
-  bool small = true;
-  TESSERA_UNROLL for (int c = 0; c < C; ++c) {
-    // A row that has seen nothing must get a maximum, whatever its first scores are.
-    const typename S::V seen =
-        S::select(S::equal(S::load(m + c * S::kLanes), S::set(kMinusInfinity)),
-                  S::set(kMinusInfinity), largest);
-    small = small && !S::any(S::less(seen, highest[c]));
-  }
-  if (small || renewed) {
-    TESSERA_UNROLL for (int c = 0; c < C; ++c) S::store(l + c * S::kLanes, sum[c]);
-  }
-  return small;
-}
-
-/// p[j / 2][lane][j % 2] = s[j][lane] in bf16, for n rows, an even number.
-template <class S>
-void store_key_pairs(const float* s, std::int64_t n, std::int64_t lanes, bf16* p) {
-  for (std::int64_t j = 0; j < n; j += 2) {
-    for (std::int64_t i = 0; i < lanes; i += S::kLanes) {
-      const float* at = s + j * lanes + i;
-      S::store(reinterpret_cast<float*>(p + j * lanes + 2 * i),
-               S::pairs(S::load(at), S::load(at + lanes)));
-    }
-  }
-}
-
-/// o_t[d][lane] *= α[lane], unless every α is 1.
-template <class S, int C>
-void rescale_output(const float* alpha, std::int64_t depth_v, float* o_t) {
-  typename S::V a[C];
-  bool same = true;
-  for (int i = 0; i < C * S::kLanes; ++i) same = same && alpha[i] == 1.0f;
-  if (same) return;
-  TESSERA_UNROLL for (int c = 0; c < C; ++c) a[c] = S::load(alpha + c * S::kLanes);
-  for (std::int64_t d = 0; d < depth_v; ++d) {
-    TESSERA_UNROLL for (int c = 0; c < C; ++c) {
-      float* at = o_t + (d * C + c) * S::kLanes;
-      S::store(at, S::mul(a[c], S::load(at)));
-    }
-  }
-}
-
-/// A panel and the keys of one block that it sees: what the softmax works on at a time.
-struct MatrixUnit {
-  const Panel* panel = nullptr;
-  KeySegment segment;
-  PanelStrips strips;
-};
-
-/// Gives the units of a tile: block by block, and within a block panel by panel.
-template <class S>
-class MatrixUnits {
- public:
-  MatrixUnits(const TileBase& tile, const Panels<S>& panels)
-      : tile_(tile), panels_(panels), walk_(tile.keys), panel_(panels.count) {}
-
-  bool next(MatrixUnit& unit) {
-    for (;;) {
-      for (; panel_ < panels_.count; ++panel_) {
-        const std::int64_t step = block_ + tile_.blocking.block_kv;
-        unit.strips =
-            PanelStrips(panels_.at[panel_], block_ > segment_.begin ? block_ : segment_.begin,
-                        step < segment_.end ? step : segment_.end);
-        if (unit.strips.n <= 0) continue;
-        unit.panel = &panels_.at[panel_++];
-        unit.segment = segment_;
-        return true;
-      }
-      block_ += tile_.blocking.block_kv;
-      if (block_ >= segment_.end) {
-        if (!next_segment(walk_, segment_)) return false;
-        block_ = segment_.begin / kStrip * kStrip;
-      }
-      panel_ = 0;
-    }
-  }
-
- private:
-  const TileBase& tile_;
-  const Panels<S>& panels_;
-  KeyWalk walk_;
-  KeySegment segment_;
-  std::int64_t block_ = 0;
-  std::int64_t panel_;
-};
-
 /// S = K · Qᵀ of a unit, to come.
 template <class S>
 ProductSeries<S> scores_of(const ForwardTile& tile, const MatrixForwardScratch& scratch,
@@ -334,14 +73,15 @@ ProductSeries<S> scores_of(const ForwardTile& tile, const MatrixForwardScratch& 
   const StripLayout layout(tile.blocking);
   const std::int64_t lanes = unit.panel->lanes;
   ProductSeries<S> product;
-  product.a = {tile.strips + unit.strips.first * tile.strip_elements, layout.depth};
+  product.rows = k_strips(tile);
+  product.places = unit.places;
+  product.a = product.rows.at(unit.places[0]);
   product.b = {scratch.q + unit.panel->lane0 * layout.depth, lanes};
   product.depth = layout.depth;
   product.columns = lanes;
   product.c = s;
   product.c_stride = lanes;
-  product.strips = unit.strips.count;
-  product.a_strip = tile.strip_elements;
+  product.strips = unit.strips;
   return product;
 }
 
@@ -352,10 +92,9 @@ ProductSeries<S> values_of(const ForwardTile& tile, const MatrixForwardScratch& 
   const StripLayout layout(tile.blocking);
   const std::int64_t lanes = unit.panel->lanes;
   ProductSeries<S> product;
-  product.a = {tile.strips + unit.strips.first * tile.strip_elements + layout.v(), kStrip,
-               tile.strip_elements};
+  product.a = {tile.strips + layout.v(), kStrip, tile.strip_elements, unit.places};
   product.b = {p, lanes};
-  product.depth = unit.strips.keys();
+  product.depth = unit.keys();
   product.columns = lanes;
   product.c = scratch.o_t + unit.panel->lane0 * layout.depth_v;
   product.c_stride = lanes;
@@ -365,24 +104,54 @@ ProductSeries<S> values_of(const ForwardTile& tile, const MatrixForwardScratch& 
   return product;
 }
 
+template <class S, int C>
+ScoreContext context_of(const ForwardTile& tile, const MatrixForwardScratch& scratch,
+                        const Panel& panel, const PanelStrips& strips) {
+  return {&tile.rules,
+          tile.key_begin + panel.lane0,
+          tile.key_end + panel.lane0,
+          panel,
+          strips.j0,
+          strips.n,
+          scratch.bias,
+          nullptr};
+}
+
+/// Applies the score rules to a unit's products and returns what is left to multiply them by.
+template <class S, int C>
+float finish_unit(const ForwardTile& tile, const MatrixForwardScratch& scratch,
+                  const MatrixUnit& unit, float* s) {
+  float factor = 1;
+  for (int i = 0; i < unit.pieces; ++i) {
+    const UnitPiece& piece = unit.piece[i];
+    factor =
+        finish_products<S, C>(context_of<S, C>(tile, scratch, *unit.panel, piece.strips),
+                              piece.segment, piece.strips, __builtin_fabsf(tile.rules.q_scale), s);
+    s += piece.strips.keys() * C * S::kLanes;
+  }
+  return factor;
+}
+
+/// Dropout on a unit's weights.
+template <class S, int C>
+void drop_weights(const ForwardTile& tile, const MatrixForwardScratch& scratch,
+                  const MatrixUnit& unit, float* s) {
+  for (int i = 0; i < unit.pieces; ++i) {
+    const PanelStrips& strips = unit.piece[i].strips;
+    apply_dropout<S, C>(context_of<S, C>(tile, scratch, *unit.panel, strips),
+                        s + strips.offset() * C * S::kLanes);
+    s += strips.keys() * C * S::kLanes;
+  }
+}
+
 /// Scores to weights for one unit while the scores of the next unit and the output of the last one
 /// are multiplied; then O is made ready for this unit's output.
 template <class S, int C>
 void matrix_softmax(const ForwardTile& tile, const MatrixForwardScratch& scratch,
                     const MatrixUnit& unit, float* s, bf16* p, Background<S>& background) {
-  constexpr std::int64_t kLanes = C * S::kLanes;
   const Panel& panel = *unit.panel;
-  const ScoreContext context = {&tile.rules,
-                                tile.key_begin + panel.lane0,
-                                tile.key_end + panel.lane0,
-                                panel,
-                                unit.strips.j0,
-                                unit.strips.n,
-                                scratch.bias,
-                                nullptr};
-  const float factor = finish_products<S, C>(context, unit.segment, unit.strips,
-                                             __builtin_fabsf(tile.rules.q_scale), s);
-  const std::int64_t keys = unit.strips.keys();
+  const float factor = finish_unit<S, C>(tile, scratch, unit, s);
+  const std::int64_t keys = unit.keys();
   float* m = scratch.m + panel.lane0;
   float* l = scratch.l + panel.lane0;
   const bool dropout = tile.rules.dropout;
@@ -394,32 +163,14 @@ void matrix_softmax(const ForwardTile& tile, const MatrixForwardScratch& scratch
     make_weights<S, C>(s, keys, factor, m, l, true, dropout, p, background);
   }
   if (dropout) {
-    apply_dropout<S, C>(context, s + unit.strips.offset() * kLanes);
-    store_key_pairs<S>(s, keys, kLanes, p);
+    drop_weights<S, C>(tile, scratch, unit, s);
+    store_key_pairs<S>(s, keys, C * S::kLanes, p);
   }
   background.finish();
   const std::int64_t depth_v = StripLayout(tile.blocking).depth_v;
   if (!settled) {
     rescale_output<S, C>(scratch.alpha, depth_v, scratch.o_t + panel.lane0 * depth_v);
   }
-}
-
-enum class StripPart : std::uint8_t { k, v };
-
-/// One part of a unit's strips, to be read ahead; nothing if they are those of the unit before.
-template <class S>
-ComingStrips coming_strips(const ForwardTile& tile, const MatrixUnit& before,
-                           const MatrixUnit& unit, StripPart part) {
-  ComingStrips strips;
-  if (unit.strips.first == before.strips.first) return strips;
-  const StripLayout layout(tile.blocking);
-  const std::int64_t k_bytes = layout.v() * static_cast<std::int64_t>(sizeof(bf16));
-  strips.stride = tile.strip_elements * static_cast<std::int64_t>(sizeof(bf16));
-  strips.at = reinterpret_cast<const char*>(tile.strips) + unit.strips.first * strips.stride;
-  strips.part = part == StripPart::k ? k_bytes : strips.stride - k_bytes;
-  if (part == StripPart::v) strips.at += k_bytes;
-  strips.left = unit.strips.count;
-  return strips;
 }
 
 /// Q packed, O and the running numbers at their start.
@@ -443,44 +194,160 @@ void begin_matrix_tile(const ForwardTile& tile, const MatrixForwardScratch& scra
   }
 }
 
+/// The forward pass over the tiles of a source.
 template <class S>
-void matrix_forward_tile(const ForwardTile& tile, float* base) {
-  const MatrixForwardScratch scratch = MatrixForwardScratch::carve<S>(tile.blocking, base);
-  const Panels<S> panels(tile);
-  begin_matrix_tile(tile, scratch, panels);
-  MatrixUnits<S> units(tile, panels);
-  MatrixUnit unit, coming, later;
-  Background<S> background;
-  S::configure_tiles();
-  int turn = 0;
-  bool more = units.next(unit);
-  bool more_later = more && units.next(coming);
-  if (more) background.scores = scores_of<S>(tile, scratch, unit, scratch.s[turn]);
-  background.finish();
-  while (more) {
-    more = more_later;
-    more_later = more && units.next(later);
-    background.k = background.v = {};
-    if (more) {
-      background.scores = scores_of<S>(tile, scratch, coming, scratch.s[1 - turn]);
-      background.v = coming_strips<S>(tile, unit, coming, StripPart::v);
+class MatrixForward {
+ public:
+  MatrixForward(const TileSource& source, float* base) : source_(source), base_(base) {}
+
+  void run() {
+    S::configure_tiles();
+    do {
+      paused_ = false;
+      run_pipeline();
+    } while (paused_);
+    S::release_tiles();
+  }
+
+ private:
+  /// Under a block mask the pipeline goes on from tile to tile, unless one has more units than
+  /// this. Else it ends with the tile: until then the next one's scratch has left the caches, and a
+  /// tile that is taken early is one that nobody else can help with.
+  static constexpr std::int64_t kFewUnits = 32;
+
+  void run_pipeline() {
+    // The unit before, whose output is multiplied, this one and the two after it.
+    MatrixUnit ring[4];
+    bool more = next_unit(ring[0]);
+    bool more_later = more && next_unit(ring[1]);
+    if (more) prepare_scores(ring[0], 0);
+    background_.finish();
+    for (int turn = 0; more; ++turn) {
+      const MatrixUnit& unit = ring[turn % 4];
+      const MatrixUnit& coming = ring[(turn + 1) % 4];
+      MatrixUnit& later = ring[(turn + 2) % 4];
+      more = more_later;
+      more_later = more && next_unit(later);
+      background_.ahead.clear();
+      if (more) {
+        prepare_scores(coming, turn + 1);
+        if (!coming.has_keys_of(unit)) ask_for_values(coming);
+      }
+      if (more_later && !later.has_keys_of(coming)) ask_for_keys(later);
+      const Slot& slot = slots_[unit.slot];
+      with_vectors<S>(unit.panel->vectors, [&]<int C>() {
+        matrix_softmax<S, C>(slot.tile, slot.scratch, unit, slot.scratch.s[turn % 2],
+                             slot.scratch.p[turn % 2], background_);
+      });
+      if (turn > 0) end_unit(ring[(turn + 3) % 4]);
+      background_.values = values_of<S>(slot.tile, slot.scratch, unit, slot.scratch.p[turn % 2]);
+      if (more) continue;
+      background_.finish();
+      end_unit(unit);
     }
-    if (more_later) background.k = coming_strips<S>(tile, coming, later, StripPart::k);
-    with_vectors<S>(unit.panel->vectors, [&]<int C>() {
-      matrix_softmax<S, C>(tile, scratch, unit, scratch.s[turn], scratch.p[turn], background);
-    });
-    background.values = values_of<S>(tile, scratch, unit, scratch.p[turn]);
-    unit = coming;
-    coming = later;
-    turn = 1 - turn;
   }
-  background.finish();
-  S::release_tiles();
-  const std::int64_t depth_v = StripLayout(tile.blocking).depth_v;
-  for (const Panel& panel : panels) {
-    finish_panel<S>(tile, panel, scratch.o_t + panel.lane0 * depth_v, scratch.m + panel.lane0,
-                    scratch.l + panel.lane0);
+
+  struct Slot {
+    ForwardTile tile;
+    MatrixForwardScratch scratch;
+    Panels<S> panels;
+    MatrixUnits<S> units;
+    std::int64_t count = 0;       ///< Of the units that were handed out, …
+    std::int64_t open_units = 0;  ///< … and of those that are not yet in O.
+    bool in_use = false;
+    bool begun = false;      ///< Q is packed.
+    bool exhausted = false;  ///< All units have been handed out.
+  };
+
+  /// The next unit of the newest tile, or of one more.
+  bool next_unit(MatrixUnit& unit) {
+    for (;;) {
+      if (newest_ >= 0) {
+        Slot& slot = slots_[newest_];
+        unit.slot = newest_;
+        if (slot.units.next(unit)) {
+          ++slot.count;
+          ++slot.open_units;
+          return true;
+        }
+        slot.exhausted = true;
+        newest_ = -1;
+        paused_ = !slot.tile.keys.blocks || slot.count > kFewUnits;
+        if (slot.open_units == 0) end_tile(slot);
+      }
+      if (paused_) return false;
+      // Up to three tiles have units in the pipeline; there is a slot for one more.
+      int free = 0;
+      while (slots_[free].in_use) ++free;
+      if (!source_.next(free, slots_[free].tile)) return false;
+      start_tile(free);
+    }
   }
+
+  void start_tile(int index) {
+    Slot& slot = slots_[index];
+    slot.scratch = MatrixForwardScratch::carve<S>(slot.tile.blocking, base_, index);
+    slot.panels.set(slot.tile);
+    slot.units.start(slot.tile, slot.panels, MatrixUnit::kMostStrips);
+    slot.count = 0;
+    slot.in_use = true;
+    slot.begun = slot.exhausted = false;
+    newest_ = index;
+  }
+
+  void begin_tile(Slot& slot) {
+    if (!slot.begun) begin_matrix_tile(slot.tile, slot.scratch, slot.panels);
+    slot.begun = true;
+  }
+
+  void end_tile(Slot& slot) {
+    begin_tile(slot);
+    const std::int64_t depth_v = StripLayout(slot.tile.blocking).depth_v;
+    for (const Panel& panel : slot.panels) {
+      finish_panel<S>(slot.tile, panel, slot.scratch.o_t + panel.lane0 * depth_v,
+                      slot.scratch.m + panel.lane0, slot.scratch.l + panel.lane0);
+    }
+    slot.in_use = false;
+  }
+
+  /// A unit's output is in O.
+  void end_unit(const MatrixUnit& unit) {
+    Slot& slot = slots_[unit.slot];
+    if (--slot.open_units == 0 && slot.exhausted) end_tile(slot);
+  }
+
+  void prepare_scores(const MatrixUnit& unit, int turn) {
+    Slot& slot = slots_[unit.slot];
+    begin_tile(slot);
+    background_.scores = scores_of<S>(slot.tile, slot.scratch, unit, slot.scratch.s[turn % 2]);
+  }
+
+  void ask_for_values(const MatrixUnit& unit) {
+    add_coming_values(slots_[unit.slot].tile, unit, background_.ahead);
+  }
+
+  void ask_for_keys(const MatrixUnit& unit) {
+    const Slot& slot = slots_[unit.slot];
+    if (!slot.begun) {
+      constexpr auto kSize = static_cast<std::int64_t>(sizeof(bf16));
+      const ForwardTile& tile = slot.tile;
+      background_.ahead.add(tile.q.data, tile.blocking.head_dim * kSize, tile.q.stride * kSize,
+                            tile.rows);
+    }
+    add_coming_keys(slot.tile, unit, background_.ahead);
+  }
+
+  const TileSource& source_;
+  float* base_;
+  Slot slots_[TileSource::kSlots];
+  int newest_ = -1;      ///< The slot that units are handed out of.
+  bool paused_ = false;  ///< The pipeline is to end before the next tile.
+  Background<S> background_;
+};
+
+template <class S>
+void matrix_forward(const TileSource& source, float* base) {
+  MatrixForward<S>(source, base).run();
 }
 
 }  // namespace tessera::cpu

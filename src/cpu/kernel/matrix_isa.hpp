@@ -9,7 +9,7 @@ namespace tessera::cpu {
 
 template <class S>
 std::int64_t matrix_forward_scratch_floats(const Blocking& blocking) {
-  return MatrixForwardScratch::carve<S>(blocking, nullptr).floats;
+  return MatrixForwardScratch::carve<S>(blocking, nullptr, 0).floats;
 }
 
 /// The bias gradient is the vector kernels', and shares the scratch.
@@ -27,13 +27,14 @@ constexpr Isa make_matrix_isa() {
           S::kTileVectors,
           matrix_forward_scratch_floats<S>,
           matrix_backward_scratch_floats<S>,
-          matrix_forward_tile<S>,
+          nullptr,
           matrix_backward_tile<S>,
           bias_gradient_tile<S>,
           store_rows<S>,
           few_rows_functions<S>(),
           strip_elements<S>,
-          pack_strip<S>};
+          pack_strip<S>,
+          matrix_forward<S>};
 }
 
 }  // namespace tessera::cpu

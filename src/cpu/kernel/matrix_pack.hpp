@@ -6,6 +6,9 @@
 //   forward    K [32 keys][D], Vᵀ [Dv][32 keys]                        D, Dv padded to 32
 //   backward   K [32 keys][D], V [32 keys][Dv], Kᵀ [D][32 keys]
 //
+// Rows of K, and of V in the backward pass, are operands as they lie, if they are aligned and whole
+// tiles deep; then they are not packed, but for a last strip that is not full.
+//
 // Q and dO when a tile of queries starts. What pads a head dim, a strip or a vector is zero, and so
 // is a key that no query may see: whatever the caller has there never meets a product.
 #pragma once
@@ -95,13 +98,31 @@ void pack_strip(const StripSource& from, bf16* out) {
   const StripLayout layout(from.blocking);
   const std::int64_t head_dim = from.blocking.head_dim;
   const std::int64_t head_dim_v = from.blocking.head_dim_v;
-  pack_rows<S>(from.k, head_dim, from.used, out, layout.depth);
+  if (!from.k_in_place) pack_rows<S>(from.k, head_dim, from.used, out, layout.depth);
   if (from.backward) {
-    pack_rows<S>(from.v, head_dim_v, from.used, out + layout.v(), layout.depth_v);
+    if (!from.v_in_place) {
+      pack_rows<S>(from.v, head_dim_v, from.used, out + layout.v(), layout.depth_v);
+    }
     pack_columns<S>(from.k, head_dim, from.used, out + layout.k_t(), layout.depth);
   } else {
     pack_columns<S>(from.v, head_dim_v, from.used, out + layout.v(), layout.depth_v);
   }
+}
+
+/// Rows of K by strips, from the sequence's first key.
+TESSERA_INLINE StripsOfRows k_strips(const TileBase& tile) {
+  const StripLayout layout(tile.blocking);
+  return {{static_cast<const bf16*>(tile.k.data), tile.k.stride, kStrip * tile.k.stride},
+          {tile.strips, layout.depth, tile.strip_elements},
+          tile.k_in_place};
+}
+
+/// Rows of V likewise: the backward pass's alone.
+TESSERA_INLINE StripsOfRows v_strips(const TileBase& tile) {
+  const StripLayout layout(tile.blocking);
+  return {{static_cast<const bf16*>(tile.v.data), tile.v.stride, kStrip * tile.v.stride},
+          {tile.strips + layout.v(), layout.depth_v, tile.strip_elements},
+          tile.v_in_place};
 }
 
 template <class S>

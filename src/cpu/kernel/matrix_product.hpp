@@ -22,11 +22,18 @@ TESSERA_INLINE std::int64_t whole_strips(std::int64_t n) {
   return (n + kStrip - 1) / kStrip * kStrip;
 }
 
-/// A operand: `stride` elements between rows, `step` between tiles along the depth.
+/// A operand: `stride` elements between rows, `step` between tiles along the depth, which follow
+/// each other or are those with the numbers `places`.
 struct MatrixA {
   const bf16* data = nullptr;
   std::int64_t stride = 0;
   std::int64_t step = kStrip;
+  const std::int32_t* places = nullptr;
+
+  TESSERA_INLINE const bf16* at(std::int64_t k) const {
+    const std::int64_t tile = k / kStrip;
+    return data + (places == nullptr ? tile : places[tile]) * step;
+  }
 };
 
 /// B operand: `columns` pairs in a row of pairs.
@@ -67,17 +74,17 @@ struct MatrixAccumulator {
   /// `depth` is a multiple of 32.
   TESSERA_INLINE static void multiply_add(MatrixA a, MatrixB b, std::int64_t depth) {
     for (std::int64_t k = 0; k < depth; k += kStrip) {
+      const bf16* rows = a.at(k);
       S::template load_tile<6>(b.data, b.columns * 4);
-      S::template load_tile<4>(a.data, a.stride * 2);
+      S::template load_tile<4>(rows, a.stride * 2);
       S::template multiply_tiles<0, 4, 6>();
-      S::template load_tile<5>(a.data + 16 * a.stride, a.stride * 2);
+      S::template load_tile<5>(rows + 16 * a.stride, a.stride * 2);
       S::template multiply_tiles<1, 5, 6>();
       if constexpr (N == 2) {
         S::template load_tile<7>(b.data + 2 * kTileColumns, b.columns * 4);
         S::template multiply_tiles<2, 4, 7>();
         S::template multiply_tiles<3, 5, 7>();
       }
-      a.data += a.step;
       b.data += kStrip * b.columns;
     }
   }
@@ -106,20 +113,20 @@ struct PairAccumulator {
   }
   TESSERA_INLINE void multiply_add(MatrixA a, MatrixB b, std::int64_t depth) {
     for (std::int64_t k = 0; k < depth; k += kStrip) {
+      const bf16* rows = a.at(k);
       for (std::int64_t pair = 0; pair < kStrip / 2; ++pair) {
         typename S::V row[C];
         TESSERA_UNROLL for (int c = 0; c < C; ++c) {
           row[c] = S::load(reinterpret_cast<const float*>(b.data) + c * S::kLanes);
         }
         TESSERA_UNROLL for (int r = 0; r < kRows; ++r) {
-          const typename S::V both = S::broadcast_pair(a.data + r * a.stride + 2 * pair);
+          const typename S::V both = S::broadcast_pair(rows + r * a.stride + 2 * pair);
           TESSERA_UNROLL for (int c = 0; c < C; ++c) {
             at[r][c] = S::add_pair_products(at[r][c], both, row[c]);
           }
         }
         b.data += 2 * b.columns;
       }
-      a.data += a.step;
     }
   }
 };
@@ -163,12 +170,25 @@ TESSERA_INLINE void multiply_strip(MatrixA a, MatrixB b, std::int64_t depth, std
         } else {
           sums.clear();
         }
-        sums.multiply_add({a.data + row * a.stride, a.stride, a.step}, b_here, depth);
+        sums.multiply_add({a.data + row * a.stride, a.stride, a.step, a.places}, b_here, depth);
         sums.store(c + row * c_stride + column, c_stride);
       }
     }
   });
 }
+
+/// Strips of 32 rows of A, `step` elements apart: the first `whole` of them in one place, the
+/// others in another.
+struct StripsOfRows {
+  MatrixA first;
+  MatrixA other;
+  std::int64_t whole = 0;
+
+  TESSERA_INLINE MatrixA at(std::int64_t strip) const {
+    const MatrixA& from = strip < whole ? first : other;
+    return {from.data + strip * from.step, from.stride};
+  }
+};
 
 /// A product C = A · B or C += A · B of many strips of rows, done one step at a time: a step is 32
 /// of the depth for 32 × 32 sums, 64 cycles of the tile multiplier, and few instructions. So it
@@ -182,7 +202,9 @@ struct ProductSeries {
   float* c = nullptr;
   std::int64_t c_stride = 0;
   std::int64_t strips = 0;   ///< Of 32 rows of C, …
-  std::int64_t a_strip = 0;  ///< … whose A lies this many elements apart.
+  std::int64_t a_strip = 0;  ///< … whose A lies this many elements apart, …
+  StripsOfRows rows;         ///< … or is that of the strips `places` of these.
+  const std::int32_t* places = nullptr;
   bool add = false;
   std::int64_t column = 0;  ///< Where the next step is.
   std::int64_t k = 0;
@@ -221,8 +243,8 @@ struct ProductSeries {
         Accumulator::clear();
       }
     }
-    Accumulator::multiply_add({a.data + k / kStrip * a.step, a.stride, 0},
-                              {b.data + k * b.columns + 2 * column, b.columns}, kStrip);
+    Accumulator::multiply_add({a.at(k), a.stride}, {b.data + k * b.columns + 2 * column, b.columns},
+                              kStrip);
     k += kStrip;
     if (k < depth) return;
     Accumulator::store(c + column, c_stride);
@@ -234,9 +256,13 @@ struct ProductSeries {
   }
 
   TESSERA_INLINE void next_strip() {
-    a.data += a_strip;
     c += kStrip * c_stride;
     --strips;
+    if (places == nullptr) {
+      a.data += a_strip;
+    } else if (strips > 0) {
+      a = rows.at(*++places);
+    }
   }
 };
 

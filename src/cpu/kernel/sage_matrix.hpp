@@ -74,14 +74,14 @@ ProductSeries<typename S::Bytes> sage_scores_of(const SageTile& tile,
   const std::int64_t lanes = unit.panel->lanes;
   const std::int64_t depth = 2 * tile.words;
   ProductSeries<typename S::Bytes> product;
-  product.a = {reinterpret_cast<const bf16*>(tile.k_words) + unit.strips.first * kStrip * depth,
+  product.a = {reinterpret_cast<const bf16*>(tile.k_words) + unit.places[0] * kStrip * depth,
                depth};
   product.b = {reinterpret_cast<const bf16*>(scratch.q_t + unit.panel->lane0 * tile.words), lanes};
   product.depth = depth;
   product.columns = lanes;
   product.c = s;
   product.c_stride = lanes;
-  product.strips = unit.strips.count;
+  product.strips = unit.strips;
   product.a_strip = kStrip * depth;
   return product;
 }
@@ -94,10 +94,9 @@ ProductSeries<S> sage_values_of(const SageTile& tile, const SageMatrixScratch& s
   const std::int64_t depth_v = tile.values.stride;
   const std::int64_t strip = kStrip * depth_v;
   ProductSeries<S> product;
-  product.a = {static_cast<const bf16*>(tile.values.data) + unit.strips.first * strip, kStrip,
-               strip};
+  product.a = {static_cast<const bf16*>(tile.values.data) + unit.places[0] * strip, kStrip, strip};
   product.b = {p, lanes};
-  product.depth = unit.strips.keys();
+  product.depth = unit.keys();
   product.columns = lanes;
   product.c = scratch.o_t + unit.panel->lane0 * depth_v;
   product.c_stride = lanes;
@@ -179,17 +178,18 @@ template <class S, int C>
 void finish_sage_scores(const SageTile& tile, const SageMatrixScratch& scratch,
                         const MatrixUnit& unit, const SageScores& scores) {
   const Panel& panel = *unit.panel;
+  const PanelStrips& strips = unit.piece[0].strips;
   dequantise<S, C>(scores, scratch.rows.from(panel.lane0));
   const ScoreContext context = {&tile.rules,
                                 tile.key_begin + panel.lane0,
                                 tile.key_end + panel.lane0,
                                 panel,
-                                unit.strips.j0,
-                                unit.strips.n,
+                                strips.j0,
+                                strips.n,
                                 scratch.bias,
                                 nullptr};
-  finish_scores<S, C>(context, unit.segment, scores.s + unit.strips.offset() * C * S::kLanes);
-  fill_unseen<S>(unit.strips, C * S::kLanes, kMinusInfinity, scores.s);
+  finish_scores<S, C>(context, unit.piece[0].segment, scores.s + strips.offset() * C * S::kLanes);
+  fill_unseen<S>(strips, C * S::kLanes, kMinusInfinity, scores.s);
 }
 
 /// Scores to weights for one unit while the scores of the next unit and the output of the last one
@@ -201,9 +201,10 @@ void sage_matrix_softmax(const SageTile& tile, const SageMatrixScratch& scratch,
   constexpr std::int64_t kLanes = C * S::kLanes;
   const Panel& panel = *unit.panel;
   const SageRows rows = scratch.rows.from(panel.lane0);
-  const bool whole = unit.strips.n == unit.strips.keys();
+  const PanelStrips& strips = unit.piece[0].strips;
   const bool integers =
-      whole && stay_integers(tile.rules, unit.segment, panel, unit.strips.j0, unit.strips.n);
+      strips.n == strips.keys() &&
+      stay_integers(tile.rules, unit.piece[0].segment, panel, strips.j0, strips.n);
   if (!integers) finish_sage_scores<S, C>(tile, scratch, unit, scores);
   // As if the maxima known so far would do; if not, once more with those of these scores.
   bool settled = false;
@@ -222,9 +223,9 @@ void sage_matrix_softmax(const SageTile& tile, const SageMatrixScratch& scratch,
     }
   }
   if (tile.rules.dropout) {
-    const ScoreContext context = {&tile.rules,    nullptr,       nullptr, panel,
-                                  unit.strips.j0, unit.strips.n, nullptr, nullptr};
-    apply_dropout<S, C>(context, scores.s + unit.strips.offset() * kLanes);
+    const ScoreContext context = {&tile.rules, nullptr,  nullptr, panel,
+                                  strips.j0,   strips.n, nullptr, nullptr};
+    apply_dropout<S, C>(context, scores.s + strips.offset() * kLanes);
     add_applied<S, C>(scores.s, scores.n, rows);
     store_key_pairs<S>(scores.s, scores.n, kLanes, p);
   }
@@ -235,18 +236,6 @@ void sage_matrix_softmax(const SageTile& tile, const SageMatrixScratch& scratch,
   }
 }
 
-/// `bytes` of each of the unit's strips, to be read ahead; nothing if they are those of the unit
-/// before.
-TESSERA_INLINE ComingStrips coming_sage_strips(const void* from, std::int64_t bytes,
-                                               const MatrixUnit& before, const MatrixUnit& unit) {
-  ComingStrips strips;
-  if (unit.strips.first == before.strips.first) return strips;
-  strips.stride = strips.part = bytes;
-  strips.at = static_cast<const char*>(from) + unit.strips.first * bytes;
-  strips.left = unit.strips.count;
-  return strips;
-}
-
 template <class S>
 void sage_matrix_tile(const SageTile& tile, float* base) {
   const SageMatrixScratch scratch = SageMatrixScratch::carve<S>(tile.blocking, tile.words, base);
@@ -255,37 +244,39 @@ void sage_matrix_tile(const SageTile& tile, float* base) {
   const std::int64_t v_bytes = kStrip * depth_v * 2;
   const Panels<S> panels(tile);
   begin_sage_tile<S>(tile, panels, depth_v, scratch.q_t, scratch.o_t, scratch.rows);
-  MatrixUnits<S> units(tile, panels);
-  MatrixUnit unit, coming, later;
+  // A unit is of one piece: scales of keys lie side by side.
+  MatrixUnits<S> units(tile, panels, 1);
+  MatrixUnit ring[3];  // this unit and the two after it
   Background<S, typename S::Bytes> background;
+  const auto ask_for = [&](const void* from, std::int64_t bytes, const MatrixUnit& next) {
+    background.ahead.add(static_cast<const char*>(from) + next.places[0] * bytes,
+                         next.strips * bytes, 0, 1);
+  };
   BlockShifts shifts;
   S::configure_tiles();
-  int turn = 0;
-  bool more = units.next(unit);
-  bool more_later = more && units.next(coming);
-  if (more) background.scores = sage_scores_of<S>(tile, scratch, unit, scratch.s[turn]);
+  bool more = units.next(ring[0]);
+  bool more_later = more && units.next(ring[1]);
+  if (more) background.scores = sage_scores_of<S>(tile, scratch, ring[0], scratch.s[0]);
   background.finish();
-  while (more) {
+  for (int turn = 0; more; ++turn) {
+    const MatrixUnit& unit = ring[turn % 3];
+    const MatrixUnit& coming = ring[(turn + 1) % 3];
+    MatrixUnit& later = ring[(turn + 2) % 3];
     more = more_later;
     more_later = more && units.next(later);
-    background.k = background.v = {};
+    background.ahead.clear();
     if (more) {
-      background.scores = sage_scores_of<S>(tile, scratch, coming, scratch.s[1 - turn]);
-      background.v = coming_sage_strips(tile.values.data, v_bytes, unit, coming);
+      background.scores = sage_scores_of<S>(tile, scratch, coming, scratch.s[(turn + 1) % 2]);
+      if (coming.block != unit.block) ask_for(tile.values.data, v_bytes, coming);
     }
-    if (more_later) {
-      background.k = coming_sage_strips(tile.k_words, k_bytes, coming, later);
-    }
-    const SageScores scores = {scratch.s[turn], unit.strips.keys(),
-                               tile.k_scale + unit.strips.first * kStrip,
-                               shifts.of<S>(tile, unit.strips, scratch.shift)};
+    if (more_later && later.block != coming.block) ask_for(tile.k_words, k_bytes, later);
+    const SageScores scores = {scratch.s[turn % 2], unit.keys(),
+                               tile.k_scale + unit.places[0] * kStrip,
+                               shifts.of<S>(tile, unit.piece[0].strips, scratch.shift)};
     with_vectors<S>(unit.panel->vectors, [&]<int C>() {
-      sage_matrix_softmax<S, C>(tile, scratch, unit, scores, scratch.p[turn], background);
+      sage_matrix_softmax<S, C>(tile, scratch, unit, scores, scratch.p[turn % 2], background);
     });
-    background.values = sage_values_of<S>(tile, scratch, unit, scratch.p[turn]);
-    unit = coming;
-    coming = later;
-    turn = 1 - turn;
+    background.values = sage_values_of<S>(tile, scratch, unit, scratch.p[turn % 2]);
   }
   background.finish();
   S::release_tiles();

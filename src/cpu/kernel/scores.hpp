@@ -47,10 +47,12 @@ inline constexpr std::int64_t kMaxPanels = 64;
 /// The panels of a tile.
 template <class S>
 struct Panels {
-  std::int64_t count;
+  std::int64_t count = 0;
   Panel at[kMaxPanels];
 
-  explicit Panels(const TileBase& tile) {
+  Panels() {}
+  explicit Panels(const TileBase& tile) { set(tile); }
+  void set(const TileBase& tile) {
     const VectorGroups<S> groups((tile.rows + S::kLanes - 1) / S::kLanes);
     count = groups.count;
     for (std::int64_t g = 0; g < count; ++g) at[g] = make_panel<S>(tile, groups, g);

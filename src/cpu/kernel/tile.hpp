@@ -97,6 +97,8 @@ struct StripSource {
   Rows k, v;               ///< From the strip's first key.
   std::uint32_t used = 0;  ///< Bit j: key j exists and some query may see it.
   bool backward = false;
+  bool k_in_place = false;  ///< Rows of K are not packed, …
+  bool v_in_place = false;  ///< … nor those of V that the backward pass would read.
 };
 
 /// Both passes: one tile of query rows against all the keys it may see.
@@ -112,6 +114,9 @@ struct TileBase {
   /// kernels read the caller's rows.
   const bf16* strips = nullptr;
   std::int64_t strip_elements = 0;
+  /// So many of the first strips have no packed rows of K, or of V: read them where they lie.
+  std::int64_t k_in_place = 0;
+  std::int64_t v_in_place = 0;
 };
 
 struct ForwardTile : TileBase {
@@ -122,8 +127,27 @@ struct ForwardTile : TileBase {
   std::int64_t lse_stride = 0;
 };
 
+/// Gives a worker its tiles. Those in different slots may be in work at the same time.
+struct TileSource {
+  static constexpr int kSlots = 4;
+  void* context = nullptr;
+  bool (*next_tile)(void* context, int slot, ForwardTile& tile) = nullptr;
+
+  bool next(int slot, ForwardTile& tile) const { return next_tile(context, slot, tile); }
+};
+
+/// Rows that will be read soon.
+struct RowsToCome {
+  Rows rows;
+  std::int64_t count = 0;
+  std::int64_t bytes = 0;  ///< Of a row.
+};
+
 struct BackwardTile : TileBase {
   float scale = 1;
+  /// What the worker's next tile begins with: Q, O, dO and sums of dQ; counts of 0 where unknown.
+  static constexpr int kComing = 4;
+  RowsToCome coming[kComing];
   Rows o, d_o;
   const float* lse = nullptr;
   std::int64_t lse_stride = 0;
@@ -180,6 +204,8 @@ struct Isa {
   /// Elements of a packed strip of K and V, and how to pack one; null where nothing is packed.
   std::int64_t (*strip_elements)(const Blocking&, bool backward) = nullptr;
   void (*pack_strip)(const StripSource&, bf16* out) = nullptr;
+  /// Instead of `forward` where one tile's end goes on beside the next one's beginning.
+  void (*forward_all)(const TileSource&, float* scratch) = nullptr;
 };
 
 extern const Isa kIsaPortable;

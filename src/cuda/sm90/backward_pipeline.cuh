@@ -120,11 +120,11 @@ class BackwardMemory {
   __device__ void initialise() const {
     for (int n = 0; n < kBackwardBarriers; ++n) {
       const bool of_consumers = n >= 2 + 3 * C.stages;
-      const int kind =
-          (n - 2) / C.stages;  // a warp's: with q_full the walk, with scalars_full these
-      const bool of_warp = n >= 2 && (kind == 0 || kind == 2);
       const int warps = of_consumers ? BackwardTraits<C>::kConsumerWarps : 1;
-      ptx::mbarrier_init(barrier(n), of_consumers || of_warp ? warps * ptx::kWarpArrivals : warps);
+      // K, V and d_O come by the copy engine alone; with Q comes the walk, which a warp has
+      // written.
+      const bool copied = n < 2 || (n - 2) / C.stages == 1;
+      ptx::mbarrier_init(barrier(n), copied ? warps : warps * ptx::kWarpArrivals);
     }
     ptx::mbarrier_init_fence();
   }
