@@ -28,8 +28,10 @@ class ConsumerSide {
   __device__ __forceinline__ GroupWork receive_work() {
     ptx::mbarrier_wait(shared_.q_full(q_.stage, group_), q_.parity);
     GroupWork work{shared_.read_work(q_.stage), {}, 0};
-    const int begin = work.tile.begin += group_ * kGroupRows;
-    const int end = min(begin + kGroupRows, work.sequence.q_len);
+    // Packed, a warpgroup has all queries of its heads.
+    constexpr bool kAll = KernelTraits<C>::kPacked;
+    const int begin = work.tile.begin += kAll ? 0 : group_ * kGroupRows;
+    const int end = kAll ? work.sequence.q_len : min(begin + kGroupRows, work.sequence.q_len);
     work.whole = common_keys(p_, work.sequence, begin, end);
     if (begin < end) work.seen_end = visible_keys(p_, work.sequence, begin, end).end;
     return work;

@@ -21,11 +21,6 @@ constexpr int kLargestHeadDim = 256;
 constexpr const char* kEnvironment = "TESSERA_SM90_FORWARD";
 constexpr int kVector = 8;  // elements of 16 bytes
 
-bool wants_extras(const Problem& problem) {
-  return problem.softcap > 0 || problem.bias || problem.alibi || problem.mask || problem.sink ||
-         !(problem.scale > 0);
-}
-
 /// Problems that visit parts of tiles: smaller ones fit better.
 bool wants_small_tiles(const Problem& problem) {
   return problem.causal || problem.windowed() || problem.block_mask;
@@ -195,6 +190,13 @@ Status Forward::enqueue(const Arguments& arguments, cudaStream_t stream) const {
 #if !TESSERA_WITH_CANDIDATES
 std::span<const ForwardVariant> forward_candidates() { return {}; }
 #endif
+
+bool wants_extras(const Problem& problem) {
+  return problem.softcap > 0 || problem.bias || problem.alibi || problem.mask || problem.sink ||
+         !(problem.scale > 0);
+}
+
+const ForwardVariant& general_forward(const Problem& problem) { return choose(problem, true); }
 
 std::string reject_forward(const Problem& problem) {
   if (problem.dtype != DType::f16 && problem.dtype != DType::bf16) {

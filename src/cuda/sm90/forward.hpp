@@ -27,6 +27,7 @@ struct ForwardConfig {
   bool extras;  ///< Softcap, bias, ALiBi, boolean mask, sink, scale ≤ 0; any strides.
   bool passes_over = false;  ///< Warpgroups leave out key tiles that none of their rows sees.
   bool turns = true;         ///< Consumers start their products in turns.
+  bool packed = false;       ///< Short queries, keys shared out (packed.cuh).
 
   /// Whether o goes to memory by the copy engine, from where Q was: another Q is there by then.
   constexpr bool stages_output() const { return q_stages == 2 && head_dim_v <= head_dim; }
@@ -78,6 +79,10 @@ class Forward final : public CudaKernel {
   const ForwardVariant& general_;
 };
 
+/// Whether a problem has anything that only variants with `extras` compute.
+bool wants_extras(const Problem& problem);
+/// The variant for tensors that the copy engine cannot read.
+const ForwardVariant& general_forward(const Problem& problem);
 /// Empty if there is a kernel for the forward pass of a problem, else why not.
 std::string reject_forward(const Problem& problem);
 std::unique_ptr<Kernel> make_forward(const Problem& problem);

@@ -34,6 +34,7 @@ struct Message {
 struct Work {
   TileIndex tile;
   Sequence sequence;
+  int split = 0;  ///< Which part of the keys (packed.cuh).
 };
 
 /// Named barriers: one of each consumer, one of the producer's, then the consumers' turns.
@@ -130,6 +131,7 @@ class SharedMemory {
     ptx::store_shared_16(to, t.b, t.h, t.begin, s.shift);
     ptx::store_shared_16(to + 16, s.q_begin, s.q_rows, s.q_len, s.kv_begin);
     ptx::store_shared_8(to + 32, s.kv_rows, s.kv_len);
+    if constexpr (Traits::kPacked) ptx::store_shared_8(to + 40, work.split, 0);
   }
   /// Whole warps call it.
   __device__ __forceinline__ Work read_work(int q_stage) const {
@@ -139,9 +141,14 @@ class SharedMemory {
     ptx::load_shared_16(w[1], from + 16);
     ptx::load_shared_8(v, from + 32);
     const auto word = [](std::uint32_t x) { return uniform(static_cast<int>(x)); };
-    return {{word(w[0][0]), word(w[0][1]), word(w[0][2])},
-            {word(w[1][0]), word(w[1][3]), word(w[1][1]), word(v[0]), word(w[1][2]), word(v[1]),
-             word(w[0][3])}};
+    Work work{{word(w[0][0]), word(w[0][1]), word(w[0][2])},
+              {word(w[1][0]), word(w[1][3]), word(w[1][1]), word(v[0]), word(w[1][2]), word(v[1]),
+               word(w[0][3])}};
+    if constexpr (Traits::kPacked) {
+      ptx::load_shared_8(v, from + 40);
+      work.split = word(v[0]);
+    }
+    return work;
   }
 
   /// One thread calls it, before all others are let on. Whoever empties arrives once a warp.
