@@ -52,9 +52,9 @@ Executor* executor(Executor* requested) { return requested; }
 }  // namespace
 
 const Backend& backend() {
-  static const std::array kRows = {sm90::kSageRow,      sm80::kSageRow, sm80::kSplitKvRow,
-                                   sm90::kSm90Row,      sm80::kSm80Row, sm80::kSm80F32Row,
-                                   generic::kGenericRow};
+  static const std::array kRows = {sm90::kSageRow,    sm80::kSageRow,      sm90::kSplitKvRow,
+                                   sm80::kSplitKvRow, sm90::kSm90Row,      sm80::kSm80Row,
+                                   sm80::kSm80F32Row, generic::kGenericRow};
   static const Backend kBackend = {DeviceType::cuda, kRows,    absent,  device_count,
                                    describe,         allocate, release, /*host_readable=*/false,
                                    executor};

@@ -87,6 +87,34 @@ TEST(Decode, EveryFeature) {
   }
 }
 
+/// To 64 queries, which rows may pack side by side with those of other heads.
+TEST(Decode, ShortQueriesOfSeveralHeads) {
+  constexpr std::int64_t kQueries[] = {1, 7, 16, 17, 33, 64};
+  constexpr std::int64_t kKeys[] = {513, 1025, 2000, 3000};
+  constexpr std::int64_t kGroups[] = {8, 1, 5, 2, 16};
+  constexpr std::int64_t kHeadDims[] = {128, 64, 72, 40};
+  constexpr int kPositional[] = {0, 1, 2, 3, 10, 12};
+  int step = 0;
+  for (int feature : kPositional) {
+    for (std::int64_t queries : kQueries) {
+      Case c;
+      c.dtype = step % 3 == 2 ? DType::f16 : DType::bf16;
+      c.seq_q = queries;
+      c.seq_kv = kKeys[step % 4];
+      const std::int64_t group = kGroups[step % 5];
+      c.heads_kv = group > 4 ? 1 : 2;
+      c.heads_q = group * c.heads_kv;
+      c.head_dim = c.head_dim_v = kHeadDims[step / 2 % 4];
+      if (step % 7 == 3) c.head_dim_v = 56;
+      if (step % 2 == 1) c.layout = LayoutKind::bshd;
+      c.backward = false;
+      add_feature(c, feature);
+      check_case(c);
+      ++step;
+    }
+  }
+}
+
 TEST(Decode, PackedSequencesOfUnequalLengths) {
   for (int step = 0; step < 6; ++step) {
     Case c;

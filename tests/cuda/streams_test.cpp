@@ -26,10 +26,18 @@ Case sparse_case(DType dtype) {
   return c;
 }
 
+Case quantised_case(DType dtype) {
+  Case c = busy_case(dtype);
+  c.attention.precision = dtype == DType::f32 ? Precision::sage4 : Precision::sage8;
+  c.backward = false;
+  return c;
+}
+
 std::vector<Case> cases() {
   std::vector<Case> all;
   for (DType dtype : {DType::bf16, DType::f32}) {
-    for (const auto& make : {busy_case, split_case, sparse_case}) all.push_back(make(dtype));
+    for (const auto& make : {busy_case, split_case, sparse_case, quantised_case})
+      all.push_back(make(dtype));
   }
   return all;
 }

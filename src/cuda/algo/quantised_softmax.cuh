@@ -62,8 +62,14 @@ class QuantisedSoftmax {
   /// Weights of scores that are `factor` times an exponent of 2.
   template <typename Number>
   __device__ __forceinline__ float weight(Number s, float factor, int half) const {
-    return ptx::exp2(fmaf(static_cast<float>(s), factor, -reference_[half]));
+    return weight_above(s, factor, reference_[half]);
   }
+  template <typename Number>
+  __device__ __forceinline__ static float weight_above(Number s, float factor, float reference) {
+    return ptx::exp2(fmaf(static_cast<float>(s), factor, -reference));
+  }
+  /// What a row's exponents are less.
+  __device__ __forceinline__ float reference(int half) const { return reference_[half]; }
 
   /// Of a row when all tiles are done.
   struct Result {

@@ -16,6 +16,8 @@
 
 #include "cuda/algo/block_walk.cuh"
 #include "cuda/algo/config.hpp"
+#include "cuda/algo/merge.cuh"
+#include "cuda/algo/merge_splits.hpp"
 #include "cuda/algo/score.cuh"
 #include "cuda/algo/softmax.cuh"
 #include "cuda/host/launch.hpp"
@@ -60,13 +62,6 @@ struct Packing {
   int splits;
 };
 
-/// One result of every (split, row): o [splits][rows][head_dim_v], lse [splits][rows].
-struct Partials {
-  float* o;
-  float* lse;
-  std::int64_t rows;
-};
-
 __device__ __forceinline__ std::int64_t row_number(const Parameters& p, int b, int h, int token) {
   const std::int64_t sequence = p.varlen ? 0 : b;
   return (sequence * p.heads_q + h) * p.seq_q + token;
@@ -97,25 +92,6 @@ __device__ __forceinline__ void load_keys(const Tile& tile, const T* rows, std::
     const auto* w = reinterpret_cast<const std::uint32_t*>(elements);
     ptx::store_shared_16(tile.at(row, vector), w[0], w[1], w[2], w[3]);
   }
-}
-
-/// Partial results merged by their LSEs: m is the largest, l = Σ exp(lse − m).
-struct Merged {
-  float m = minus_infinity();
-  float l = 0;
-  __device__ float weight(float lse) const { return l > 0 ? expf(lse - m) / l : 0.0f; }
-  __device__ float lse() const { return l > 0 ? m + logf(l) : minus_infinity(); }
-};
-
-template <typename LseOf>
-__device__ __forceinline__ Merged merge(int count, float sink, LseOf lse_of) {
-  Merged merged;
-  merged.m = sink;
-  for (int x = 0; x < count; ++x) merged.m = fmaxf(merged.m, lse_of(x));
-  if (merged.m == minus_infinity()) return merged;
-  merged.l = expf(sink - merged.m);
-  for (int x = 0; x < count; ++x) merged.l += expf(lse_of(x) - merged.m);
-  return merged;
 }
 
 template <typename ConfigOf>
@@ -326,35 +302,6 @@ __global__ void __launch_bounds__(SplitTraits<ConfigOf::value>::kThreads, kBlock
   }
 }
 
-constexpr int kMergeThreads = 128;
-constexpr int kMergeBlocks = 8;  ///< On one multiprocessor: bounds the registers.
-
-/// One warp for each query row.
-template <typename T>
-__global__ void __launch_bounds__(kMergeThreads, kMergeBlocks)
-    merge_splits(const __grid_constant__ Parameters p, const __grid_constant__ Partials partials,
-                 int splits) {
-  const std::int64_t row =
-      static_cast<std::int64_t>(blockIdx.x) * (kMergeThreads / kWarpSize) + threadIdx.x / kWarpSize;
-  if (row >= partials.rows) return;
-  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
-  const int token = static_cast<int>(row % p.seq_q);
-  const int h = static_cast<int>(row / p.seq_q % p.heads_q);
-  const int b = static_cast<int>(row / p.seq_q / p.heads_q);
-  const auto lse_of = [&](int split) { return partials.lse[split * partials.rows + row]; };
-  const Merged merged = merge(splits, minus_infinity(), lse_of);
-  if (p.lse.data != nullptr && lane == 0) *scalar_of(p.lse, b, h, token) = merged.lse();
-  T* o = row_of<T>(p.o, b, h, token);
-  for (int d = lane; d < p.head_dim_v; d += kWarpSize) {
-    float sum = 0;
-    for (int split = 0; split < splits; ++split) {
-      sum += merged.weight(lse_of(split)) *
-             partials.o[(split * partials.rows + row) * p.head_dim_v + d];
-    }
-    o[d] = from_float<T>(sum * p.keep_scale);
-  }
-}
-
 template <SplitConfig C>
 Status launch_split_kv(const Parameters& p, const Packing& packing, const Partials& partials,
                        cudaStream_t stream) {
@@ -441,10 +388,7 @@ class SplitKv final : public CudaKernel {
         f16 ? launch_by_head_dim<DType::f16>(shared, p, packing, partials, stream)
             : launch_by_head_dim<DType::bf16>(shared, p, packing, partials, stream);
     if (!split.ok()) return split;
-    constexpr int kRowsPerBlock = kMergeThreads / kWarpSize;
-    return launch("merge_splits", f16 ? merge_splits<__half> : merge_splits<__nv_bfloat16>,
-                  (partials.rows + kRowsPerBlock - 1) / kRowsPerBlock, kMergeThreads, 0, stream, p,
-                  partials, splits_);
+    return merge_splits(problem_.dtype, p, partials, splits_, stream);
   }
 
  private:

@@ -27,17 +27,19 @@ class Consumer : ConsumerSide<C> {
  public:
   /// `group`: 0 for the first consumer, which is the block's second warpgroup.
   /// `copies`: tensors are not the copy engine's.
+  /// `packing`: of packed configs.
   __device__ Consumer(const Parameters& p, const ForwardMaps& maps, bool copies,
-                      const SharedMemory<C>& shared, int group)
+                      const SharedMemory<C>& shared, int group, const Packing* packing = nullptr)
       : Base(p, shared, group),
         maps_(maps),
+        packing_(packing),
         copied_(C.extras && copies),
         scored_(C.extras && Rules::needed(p)) {}
 
   /// Each step starts the product of the next scores, then that of the last weights, and computes
   /// the next weights while the latter runs.
   __device__ __forceinline__ void run() {
-    if (group_ == Traits::kConsumers - 1) pass_turn();
+    if (C.turns && group_ == Traits::kConsumers - 1) pass_turn();
     for (Message now = receive(); !now.none(); now = receive()) {
       const GroupWork work = receive_work();
       Registers r;
@@ -60,11 +62,11 @@ class Consumer : ConsumerSide<C> {
       while (now.has(Message::more)) {
         next = receive();
         if (C.passes_over && !work.sees(next)) break;
-        wait_turn();
+        if constexpr (C.turns) wait_turn();
         ptx::wgmma_fence();
         start_scores(r);
         start_output(r, now, work);
-        pass_turn();
+        if constexpr (C.turns) pass_turn();
         finish_scores<1>(r, next);
         const bool raised = weigh(r, softmax, next, work);
         finish_output(r);
@@ -159,8 +161,7 @@ class Consumer : ConsumerSide<C> {
   /// From q · k to what the softmax takes.
   __device__ __forceinline__ void score(Scores& s, const Message& visit,
                                         const GroupWork& work) const {
-    const Rules rules(p_, work.sequence, work.tile.b, work.tile.h,
-                      work.tile.begin - (group_ + 1) * kGroupRows);
+    const Rules rules(p_, work.sequence, work.tile.b, work.tile.h, first_row(work));
     if constexpr (C.extras) {
       if (scored_) rules.score(s, visit.begin());
     }
@@ -168,6 +169,15 @@ class Consumer : ConsumerSide<C> {
     if (visit.begin() < work.whole.begin || visit.begin() + C.tile_n > work.whole.end) {
       rules.mask_positions(s, visit.begin());
     }
+  }
+  /// The query at the top of warp 0 of the block, counted as the warps' rows follow one another.
+  __device__ __forceinline__ int first_row(const GroupWork& work) const {
+    if constexpr (C.packed) {  // queries begin anew every packing rows, whole warps
+      const int warp = uniform(static_cast<int>(threadIdx.x / kWarpSize));
+      const int row = kOutputRows * warp;
+      return (row & (packing_->rows - 1)) - row;
+    }
+    return work.tile.begin - (group_ + 1) * kGroupRows;
   }
   __device__ __forceinline__ float factor() const { return scored_ ? 1.0f : p_.scale * kLog2e; }
 
@@ -193,6 +203,10 @@ class Consumer : ConsumerSide<C> {
   /// Divides by the row sums, and stores o and lse of every row that exists.
   __device__ __forceinline__ void store(const Registers& r, const Softmax& softmax,
                                         const GroupWork& work) {
+    if constexpr (C.packed) {
+      store_part(r, softmax, work);
+      return;
+    }
     const int warp = uniform(static_cast<int>(threadIdx.x % kGroupThreads / kWarpSize));
     const int lane = static_cast<int>(threadIdx.x % kWarpSize);
     const float sink = C.extras && p_.sink != nullptr ? p_.sink[work.tile.h] : minus_infinity();
@@ -257,7 +271,37 @@ class Consumer : ConsumerSide<C> {
     }
   }
 
+  /// Results of one part of the keys, of the rows of this group of heads.
+  __device__ __forceinline__ void store_part(const Registers& r, const Softmax& softmax,
+                                             const GroupWork& work) const {
+    const int thread = static_cast<int>(threadIdx.x % kGroupThreads);
+    const int lane = thread % kWarpSize;
+    const int heads_end = (work.tile.h / p_.group + 1) * p_.group;
+    const Partials& partials = packing_->partials;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = kOutputRows * (thread / kWarpSize) + 8 * half + lane / 4;
+      const int h = work.tile.h + (group_ * kGroupRows + row) / packing_->rows;
+      const int i = row & (packing_->rows - 1);
+      const auto [scale, lse] = softmax.finish(0, half, minus_infinity());
+      if (h >= heads_end || i >= work.sequence.q_rows) continue;
+      const std::int64_t at =
+          work.split * partials.rows + (std::int64_t{work.tile.b} * p_.heads_q + h) * p_.seq_q + i;
+      const bool used = i < work.sequence.q_len;
+      if (lane % 4 == 0) partials.lse[at] = used ? lse : minus_infinity();
+      float* o = partials.o + at * p_.head_dim_v + 2 * (lane % 4);
+#pragma unroll
+      for (int n = 0; n < Traits::kOutTiles; ++n) {
+        const float(&x)[4] = r.o[0][n];
+        if (8 * n < p_.head_dim_v) {
+          *reinterpret_cast<float2*>(o + 8 * n) = {x[2 * half] * scale, x[2 * half + 1] * scale};
+        }
+      }
+    }
+  }
+
   const ForwardMaps& maps_;
+  const Packing* packing_;
   const bool copied_;
   const bool scored_;  ///< Scores take more than a scale.
   bool held_ = false;  ///< Q of the work before.

@@ -28,8 +28,10 @@ class ConsumerSide {
   __device__ __forceinline__ GroupWork receive_work() {
     ptx::mbarrier_wait(shared_.q_full(q_.stage, group_), q_.parity);
     GroupWork work{shared_.read_work(q_.stage), {}, 0};
-    const int begin = work.tile.begin += group_ * kGroupRows;
-    const int end = min(begin + kGroupRows, work.sequence.q_len);
+    // Packed, a warpgroup has all queries of its heads.
+    constexpr bool kAll = KernelTraits<C>::kPacked;
+    const int begin = work.tile.begin += kAll ? 0 : group_ * kGroupRows;
+    const int end = kAll ? work.sequence.q_len : min(begin + kGroupRows, work.sequence.q_len);
     work.whole = common_keys(p_, work.sequence, begin, end);
     if (begin < end) work.seen_end = visible_keys(p_, work.sequence, begin, end).end;
     return work;
@@ -55,7 +57,7 @@ class ConsumerSide {
   /// `first`: the work's first tile, which has no turn.
   __device__ __forceinline__ void pass_over(Message visit, bool first) {
     while (true) {
-      if (!first) {
+      if (C.turns && !first) {
         wait_turn();
         pass_turn();
       }
@@ -88,7 +90,8 @@ class ConsumerSide {
   const SharedMemory<C>& shared_;
   const int group_;
   Ring<C.q_stages> q_;
-  Ring<C.stages> k_, v_;
+  Ring<KernelTraits<C>::kKStages> k_;
+  Ring<KernelTraits<C>::kVStages> v_;
 };
 
 }  // namespace tessera::cuda::sm90

@@ -21,11 +21,6 @@ constexpr int kLargestHeadDim = 256;
 constexpr const char* kEnvironment = "TESSERA_SM90_FORWARD";
 constexpr int kVector = 8;  // elements of 16 bytes
 
-bool wants_extras(const Problem& problem) {
-  return problem.softcap > 0 || problem.bias || problem.alibi || problem.mask || problem.sink ||
-         !(problem.scale > 0);
-}
-
 /// Problems that visit parts of tiles: smaller ones fit better.
 bool wants_small_tiles(const Problem& problem) {
   return problem.causal || problem.windowed() || problem.block_mask;
@@ -47,13 +42,32 @@ struct Tuned {
 };
 constexpr std::int64_t kAnyKeys = std::numeric_limits<std::int64_t>::max();
 constexpr Tuned kTuned[] = {
-    // D, Dv, masked, keys, config                     TFLOP/s at S 512, 1024, 4096
-    {64, 64, false, kAnyKeys, "192x128-q2k2v2"},    // 331, 396, 503
-    {64, 64, true, 4096, "192x128-q2k2v2-passes"},  // 215, 288, 443
-    {64, 64, true, kAnyKeys, "192x128-q2k2v2"},  // 199, 267, 433; without a test longer is faster
-    {128, 128, false, kAnyKeys, "128x176-q1k2v2"},  // 460, 572, 684
-    {128, 128, true, kAnyKeys, "128x128-q2k2v2"},   // 297, 410, 633
+    // D, Dv, masked, keys, config                          TFLOP/s at S 512, 1024, …
+    {64, 64, false, 1024, "256x64-q2k8v8-free"},        // 383, 426
+    {64, 64, false, kAnyKeys, "192x128-q2k3v3"},        // 492 (2048), 516, 544 (16384)
+    {64, 64, true, 1024, "256x64-q2k8v8-passes-free"},  // 253, 326
+    {64, 64, true, kAnyKeys, "192x128-q2k4v4-passes"},  // 404 (2048), 453, 528 (16384)
+    {128, 128, false, 2048, "128x128-q2k2v3"},          // 521, 610, 671
+    {128, 128, false, 4096, "128x160-q2k2v2"},          // 707 (4096)
+    {128, 128, false, kAnyKeys, "128x176-q1k2v2"},      // 736 (16384)
+    {128, 128, true, 8192, "128x128-q2k2v3"},           // 307, 433, 539, 650 (4096)
+    {128, 128, true, kAnyKeys, "128x128-q2k2v2"},       // 708 (16384)
+    {256, 256, false, 512, "128x64-q1k2v3"},            // 519
+    {256, 256, false, kAnyKeys, "128x80-q1k2v2"},       // 641 (1024), 784 (4096), 831
+    {256, 256, true, 2048, "128x64-q1k2v3"},            // 307, 439
+    {256, 256, true, kAnyKeys, "128x80-q1k2v2"},        // 702 (4096), 811 (16384)
 };
+
+/// Keys that a query sees, about: packed sequences' mean, at most what a window lets through.
+std::int64_t keys_of(const Problem& problem) {
+  std::int64_t keys = problem.seq_kv;
+  if (problem.varlen && problem.batch > 0) keys /= problem.batch;
+  const std::int64_t right = problem.causal ? 0 : problem.window.right;
+  if (problem.window.left >= 0 && right >= 0) {
+    keys = std::min(keys, problem.window.left + right + 1);
+  }
+  return keys;
+}
 
 /// Empty: no entry. Block masks go by how tiles fit the blocks.
 std::string_view tuned_for(const Problem& problem, const ForwardConfig& like) {
@@ -61,17 +75,17 @@ std::string_view tuned_for(const Problem& problem, const ForwardConfig& like) {
   const bool masked = problem.causal || problem.windowed();
   for (const Tuned& t : kTuned) {
     if (t.head_dim == like.head_dim && t.head_dim_v == like.head_dim_v && t.masked == masked &&
-        problem.seq_kv <= t.most_keys) {
+        keys_of(problem) <= t.most_keys) {
       return t.config;
     }
   }
   return {};
 }
 
-/// "192x128-q2k2v2": tile of queries × keys, stages of Q, K and V.
+/// "192x128-q2k3v3": tile of queries × keys, stages of Q, K and V; what is special.
 std::string name_of(const ForwardConfig& c) {
-  return fmt::format("{}x{}-q{}k{}v{}{}", c.tile_m, c.tile_n, c.q_stages, c.stages, c.stages,
-                     c.passes_over ? "-passes" : "");
+  return fmt::format("{}x{}-q{}k{}v{}{}{}", c.tile_m, c.tile_n, c.q_stages, c.k_stages, c.v_stages,
+                     c.passes_over ? "-passes" : "", c.turns ? "" : "-free");
 }
 
 /// The variants of the smallest head dims that take a problem, the preferred first: those that the
@@ -176,6 +190,13 @@ Status Forward::enqueue(const Arguments& arguments, cudaStream_t stream) const {
 #if !TESSERA_WITH_CANDIDATES
 std::span<const ForwardVariant> forward_candidates() { return {}; }
 #endif
+
+bool wants_extras(const Problem& problem) {
+  return problem.softcap > 0 || problem.bias || problem.alibi || problem.mask || problem.sink ||
+         !(problem.scale > 0);
+}
+
+const ForwardVariant& general_forward(const Problem& problem) { return choose(problem, true); }
 
 std::string reject_forward(const Problem& problem) {
   if (problem.dtype != DType::f16 && problem.dtype != DType::bf16) {

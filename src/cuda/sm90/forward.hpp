@@ -6,6 +6,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "core/registry.hpp"
 #include "cuda/algo/parameters.hpp"
@@ -22,9 +23,11 @@ struct ForwardConfig {
   int head_dim, head_dim_v;  ///< Padded sizes: smaller ones are zero-filled in shared memory.
   int tile_m, tile_n;        ///< Queries of a block, 64 for each warpgroup; keys of one step.
   int q_stages;              ///< Query tiles in shared memory: 2 to have the next one in time.
-  int stages;                ///< Key tiles in shared memory.
+  int k_stages, v_stages;    ///< Tiles of keys and of values there.
   bool extras;  ///< Softcap, bias, ALiBi, boolean mask, sink, scale ≤ 0; any strides.
   bool passes_over = false;  ///< Warpgroups leave out key tiles that none of their rows sees.
+  bool turns = true;         ///< Consumers start their products in turns.
+  bool packed = false;       ///< Short queries, keys shared out (packed.cuh).
 
   /// Whether o goes to memory by the copy engine, from where Q was: another Q is there by then.
   constexpr bool stages_output() const { return q_stages == 2 && head_dim_v <= head_dim; }
@@ -33,7 +36,9 @@ struct ForwardConfig {
   constexpr int panel() const { return head_dim % 64 == 0 && head_dim_v % 64 == 0 ? 64 : 32; }
   /// Tiles, and at the end barriers and messages (forward.cuh).
   constexpr std::size_t shared_bytes() const {
-    return 2 * (q_stages * tile_m * head_dim + stages * tile_n * (head_dim + head_dim_v)) + 1024;
+    return 2 * (q_stages * tile_m * head_dim +
+                tile_n * (k_stages * head_dim + v_stages * head_dim_v)) +
+           1024;
   }
 };
 
@@ -74,6 +79,10 @@ class Forward final : public CudaKernel {
   const ForwardVariant& general_;
 };
 
+/// Whether a problem has anything that only variants with `extras` compute.
+bool wants_extras(const Problem& problem);
+/// The variant for tensors that the copy engine cannot read.
+const ForwardVariant& general_forward(const Problem& problem);
 /// Empty if there is a kernel for the forward pass of a problem, else why not.
 std::string reject_forward(const Problem& problem);
 std::unique_ptr<Kernel> make_forward(const Problem& problem);

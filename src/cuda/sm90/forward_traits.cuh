@@ -14,13 +14,16 @@ struct KernelTraits<C> {
   static constexpr int kThreads = (1 + kConsumers) * kGroupThreads;
   static constexpr int kScoreTiles = C.tile_n / 8;
   static constexpr int kOutTiles = C.head_dim_v / 8;
+  static constexpr int kKStages = C.k_stages;
+  static constexpr int kVStages = C.v_stages;
   static constexpr int kScaleBytes = 0;
+  static constexpr bool kPacked = C.packed;
   static constexpr bool kHoldsQ = C.stages_output();
   /// Registers of a thread. A block starts with as many for all as 65536 allow, in steps of 8.
-  static constexpr int kProducerRegisters = kConsumers == 3 ? 32 : 40;
-  static constexpr int kConsumerRegisters = kConsumers == 3 ? 160 : 232;
+  static constexpr int kProducerRegisters = kConsumers <= 2 ? 40 : 32;
+  static constexpr int kConsumerRegisters = kConsumers == 4 ? 112 : kConsumers == 3 ? 160 : 232;
   static_assert(C.tile_m == kConsumers * kGroupRows && C.tile_n % 16 == 0);
-  static_assert(kConsumers == 2 || kConsumers == 3);
+  static_assert(kConsumers >= 1 && kConsumers <= 4);
 
   using QTile = SharedTile<T, kGroupRows, C.head_dim>;  ///< One for each consumer.
   using KTile = SharedTile<T, C.tile_n, C.head_dim>;

@@ -34,12 +34,13 @@ struct Message {
 struct Work {
   TileIndex tile;
   Sequence sequence;
+  int split = 0;  ///< Which part of the keys (packed.cuh).
 };
 
 /// Named barriers: one of each consumer, one of the producer's, then the consumers' turns.
 inline constexpr int kGroupBarrier = 1;
-inline constexpr int kProducerBarrier = 4;
-inline constexpr int kTurnBarrier = 5;
+inline constexpr int kProducerBarrier = 5;
+inline constexpr int kTurnBarrier = 6;
 
 /// Position in a ring of stages, and the parity of the phases that its barriers go through there.
 template <int kStages>
@@ -61,15 +62,18 @@ class SharedMemory {
   using Traits = KernelTraits<C>;
   static constexpr int kGroups = Traits::kConsumers;
   static constexpr int kQ = C.q_stages * kGroups;
+  static constexpr int kKStages = Traits::kKStages;
+  static constexpr int kVStages = Traits::kVStages;
   static constexpr int kTileBytes = C.q_stages * kGroups * Traits::QTile::kBytes +
-                                    C.stages * (Traits::KTile::kBytes + Traits::VTile::kBytes);
+                                    kKStages * Traits::KTile::kBytes +
+                                    kVStages * Traits::VTile::kBytes;
   static constexpr int kScaleBytes = Traits::kScaleBytes;  // of a key tile
-  static constexpr int kBarriers = 2 * kQ + 4 * C.stages;
+  static constexpr int kBarriers = 2 * (kQ + kKStages + kVStages);
   static constexpr int kMessages = (kBarriers * ptx::kMbarrierBytes + 15) / 16 * 16;
   static constexpr int kMessageBytes = 8;
   static constexpr int kWorkBytes = 48;
   static_assert(kTileBytes % 16 == 0 && kScaleBytes % 16 == 0);
-  static_assert(kTileBytes + C.stages * (kScaleBytes + kMessageBytes) + kMessages +
+  static_assert(kTileBytes + kKStages * (kScaleBytes + kMessageBytes) + kMessages +
                     C.q_stages * kWorkBytes <=
                 C.shared_bytes());
 
@@ -83,7 +87,7 @@ class SharedMemory {
     return {base_ + kQ * Traits::QTile::kBytes + stage * Traits::KTile::kBytes};
   }
   __device__ __forceinline__ typename Traits::VTile v(int stage) const {
-    return {k(C.stages).base + stage * Traits::VTile::kBytes};
+    return {k(kKStages).base + stage * Traits::VTile::kBytes};
   }
 
   /// Of a tile of K, if there are any.
@@ -97,10 +101,18 @@ class SharedMemory {
   __device__ __forceinline__ std::uint32_t q_empty(int stage, int group) const {
     return barrier(kQ + stage * kGroups + group);
   }
-  __device__ __forceinline__ std::uint32_t k_full(int stage) const { return in_stage(0, stage); }
-  __device__ __forceinline__ std::uint32_t k_empty(int stage) const { return in_stage(1, stage); }
-  __device__ __forceinline__ std::uint32_t v_full(int stage) const { return in_stage(2, stage); }
-  __device__ __forceinline__ std::uint32_t v_empty(int stage) const { return in_stage(3, stage); }
+  __device__ __forceinline__ std::uint32_t k_full(int stage) const {
+    return barrier(2 * kQ + stage);
+  }
+  __device__ __forceinline__ std::uint32_t k_empty(int stage) const {
+    return barrier(2 * kQ + kKStages + stage);
+  }
+  __device__ __forceinline__ std::uint32_t v_full(int stage) const {
+    return barrier(2 * (kQ + kKStages) + stage);
+  }
+  __device__ __forceinline__ std::uint32_t v_empty(int stage) const {
+    return barrier(2 * (kQ + kKStages) + kVStages + stage);
+  }
 
   __device__ __forceinline__ void write(int stage, const Message& message) const {
     ptx::store_shared_8(message_address(stage), message.word, message.listed);
@@ -119,6 +131,7 @@ class SharedMemory {
     ptx::store_shared_16(to, t.b, t.h, t.begin, s.shift);
     ptx::store_shared_16(to + 16, s.q_begin, s.q_rows, s.q_len, s.kv_begin);
     ptx::store_shared_8(to + 32, s.kv_rows, s.kv_len);
+    if constexpr (Traits::kPacked) ptx::store_shared_8(to + 40, work.split, 0);
   }
   /// Whole warps call it.
   __device__ __forceinline__ Work read_work(int q_stage) const {
@@ -128,9 +141,14 @@ class SharedMemory {
     ptx::load_shared_16(w[1], from + 16);
     ptx::load_shared_8(v, from + 32);
     const auto word = [](std::uint32_t x) { return uniform(static_cast<int>(x)); };
-    return {{word(w[0][0]), word(w[0][1]), word(w[0][2])},
-            {word(w[1][0]), word(w[1][3]), word(w[1][1]), word(v[0]), word(w[1][2]), word(v[1]),
-             word(w[0][3])}};
+    Work work{{word(w[0][0]), word(w[0][1]), word(w[0][2])},
+              {word(w[1][0]), word(w[1][3]), word(w[1][1]), word(v[0]), word(w[1][2]), word(v[1]),
+               word(w[0][3])}};
+    if constexpr (Traits::kPacked) {
+      ptx::load_shared_8(v, from + 40);
+      work.split = word(v[0]);
+    }
+    return work;
   }
 
   /// One thread calls it, before all others are let on. Whoever empties arrives once a warp.
@@ -140,10 +158,12 @@ class SharedMemory {
       ptx::mbarrier_init(q_full(0, q), 1);
       ptx::mbarrier_init(q_empty(0, q), kGroupArrivals);
     }
-    for (int stage = 0; stage < C.stages; ++stage) {
+    for (int stage = 0; stage < kKStages; ++stage) {
       ptx::mbarrier_init(k_full(stage), 1);
-      ptx::mbarrier_init(v_full(stage), 1);
       ptx::mbarrier_init(k_empty(stage), kGroups * kGroupArrivals);
+    }
+    for (int stage = 0; stage < kVStages; ++stage) {
+      ptx::mbarrier_init(v_full(stage), 1);
       ptx::mbarrier_init(v_empty(stage), kGroups * kGroupArrivals);
     }
     ptx::mbarrier_init_fence();
@@ -151,10 +171,7 @@ class SharedMemory {
 
  private:
   __device__ __forceinline__ std::uint32_t barrier(int n) const {
-    return scales(C.stages) + n * ptx::kMbarrierBytes;
-  }
-  __device__ __forceinline__ std::uint32_t in_stage(int kind, int stage) const {
-    return barrier(2 * kQ + kind * C.stages + stage);
+    return scales(kKStages) + n * ptx::kMbarrierBytes;
   }
   __device__ __forceinline__ std::uint32_t message_address(int stage) const {
     return barrier(0) + kMessages + C.q_stages * kWorkBytes + stage * kMessageBytes;

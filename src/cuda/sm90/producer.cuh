@@ -21,23 +21,14 @@ class Producer {
   __device__ void run() {
     for (int x = works_.next(); x >= 0; x = works_.next()) {
       const TileIndex tile = locate_work<C>(p_, schedule_, x);
-      if (tile.b >= 0) load_work(tile);
+      if (tile.b >= 0) load_tile(tile);
     }
-    ptx::mbarrier_wait(shared_.k_empty(k_ring_.stage), k_ring_.parity ^ 1);
-    if (thread() == 0) {
-      shared_.write(k_ring_.stage, Message{});
-      ptx::mbarrier_arrive(shared_.k_full(k_ring_.stage));
-    }
+    finish();
   }
 
- private:
-  __device__ void load_work(const TileIndex& tile) {
-    const Work work{{uniform(tile.b), uniform(tile.h), uniform(tile.begin)},
-                    uniform(sequence_of(p_, tile.b))};
-    const Range rows{tile.begin, min(tile.begin + C.tile_m, work.sequence.q_len)};
-    Range keys{0, 0};
-    if (!rows.empty()) keys = uniform(visible_keys(p_, work.sequence, rows.begin, rows.end));
-    BlockWalk<Side::queries, C.tile_n> walk(p_, tile.b, tile.h, rows, keys);
+  /// Loads what a work needs: the keys of `keys` that the mask lists for queries `rows`.
+  __device__ void load(const Work& work, const Range& rows, const Range& keys) {
+    BlockWalk<Side::queries, C.tile_n> walk(p_, work.tile.b, work.tile.h, rows, keys);
     Visit now, next;
     if (!walk.next(now)) {
       loader_.store_unattended(work);
@@ -53,6 +44,25 @@ class Producer {
       more = walk.next(next);
       load_k(work, now, more);
     }
+  }
+
+  /// Says that there is nothing more.
+  __device__ void finish() {
+    ptx::mbarrier_wait(shared_.k_empty(k_ring_.stage), k_ring_.parity ^ 1);
+    if (thread() == 0) {
+      shared_.write(k_ring_.stage, Message{});
+      ptx::mbarrier_arrive(shared_.k_full(k_ring_.stage));
+    }
+  }
+
+ private:
+  __device__ void load_tile(const TileIndex& tile) {
+    const Work work{{uniform(tile.b), uniform(tile.h), uniform(tile.begin)},
+                    uniform(sequence_of(p_, tile.b))};
+    const Range rows{tile.begin, min(tile.begin + C.tile_m, work.sequence.q_len)};
+    Range keys{0, 0};
+    if (!rows.empty()) keys = uniform(visible_keys(p_, work.sequence, rows.begin, rows.end));
+    load(work, rows, keys);
   }
 
   __device__ __forceinline__ void load_k(const Work& work, const Visit& visit, bool more) {
@@ -100,7 +110,8 @@ class Producer {
   const SharedMemory<C>& shared_;
   const Loader loader_;
   BlockWorks works_;
-  Ring<C.stages> k_ring_, v_ring_;
+  Ring<Traits::kKStages> k_ring_;
+  Ring<Traits::kVStages> v_ring_;
   Ring<C.q_stages> q_ring_;
 };
 

@@ -6,6 +6,7 @@
 namespace tessera::cuda::sm90 {
 
 extern const Row kSm90Row;
+extern const Row kSplitKvRow;
 extern const Row kSageRow;
 
 }  // namespace tessera::cuda::sm90

@@ -6,6 +6,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <tuple>
 
 #include "cuda/host/launch.hpp"
 #include "cuda/host/parameters.hpp"
@@ -29,10 +30,24 @@ SageConfig::Scope scope_of(const Problem& problem) {
   return scheme.smooth_q == SmoothQ::tensor ? SageConfig::smooth_q : SageConfig::plain;
 }
 
+/// A tile of queries that overlaps several rows of a block mask visits what any of them lists, with
+/// a test of each element.
+bool overlaps_blocks(const Problem& problem, const SageConfig& config) {
+  return problem.block_mask && problem.block_q % config.tile_m != 0;
+}
+
+/// The variant for a problem: of its head dims and scope, with the largest tiles that fit the
+/// blocks of its mask, or else the smallest.
 const SageVariant& choose(const Problem& problem) {
+  const bool half = problem.head_dim <= 64 && problem.head_dim_v <= 64;
+  const auto variants = half ? sage_d64() : problem.head_dim <= 128 ? sage_d128() : sage_d256();
   const SageConfig::Scope scope = scope_of(problem);
-  if (problem.head_dim <= 64 && problem.head_dim_v <= 64) return sage_d64()[scope];
-  return problem.head_dim <= 128 ? sage_d128()[scope] : sage_d256()[scope];
+  const auto rank = [&problem, scope](const SageVariant& variant) {
+    const SageConfig& c = variant.config;
+    const bool overlaps = overlaps_blocks(problem, c);
+    return std::tuple(c.scope != scope, overlaps, overlaps ? c.tile_m : -c.tile_m);
+  };
+  return *std::ranges::min_element(variants, {}, rank);
 }
 
 /// Operands as the copy engine sees them: bytes travel in pairs.

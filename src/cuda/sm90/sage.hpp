@@ -3,6 +3,8 @@
 
 #include <cuda_runtime.h>
 
+#include <span>
+
 #include "cuda/algo/parameters.hpp"
 #include "cuda/host/device.hpp"
 #include "cuda/quant/operands.hpp"
@@ -27,10 +29,13 @@ struct SageConfig {
   /// Behind them: a number for each key.
   constexpr int offset_bytes() const { return scope == smooth_q ? 4 * tile_n : 0; }
   /// Tiles, of V with eight rows of ones, scales, and at the end barriers and messages.
-  constexpr std::size_t shared_bytes() const {
+  constexpr int ring_bytes() const {
     return q_stages * tile_m * head_dim +
            stages * (tile_n * (head_dim + head_dim_v + 8) + scale_bytes() + offset_bytes()) + 1024;
   }
+  /// V's scales, for each consumer those of two works.
+  constexpr int channel_bytes() const { return warpgroups() * 2 * 4 * head_dim_v; }
+  constexpr std::size_t shared_bytes() const { return ring_bytes() + channel_bytes(); }
 };
 
 /// What a quantised kernel knows besides the problem.
@@ -47,9 +52,9 @@ struct SageVariant {
                     int* counter, const DeviceInfo& device, cudaStream_t stream);
 };
 
-/// Those of one head dim (one source file each), by scope.
-const SageVariant (&sage_d64())[3];
-const SageVariant (&sage_d128())[3];
-const SageVariant (&sage_d256())[3];
+/// Those of one head dim (one source file each).
+std::span<const SageVariant> sage_d64();
+std::span<const SageVariant> sage_d128();
+std::span<const SageVariant> sage_d256();
 
 }  // namespace tessera::cuda::sm90

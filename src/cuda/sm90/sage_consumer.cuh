@@ -3,6 +3,7 @@
 
 #include "cuda/algo/quantised_softmax.cuh"
 #include "cuda/algo/score_tile.cuh"
+#include "cuda/ptx/copy_float.cuh"
 #include "cuda/ptx/shared_float.cuh"
 #include "cuda/sm90/consumer_side.cuh"
 #include "cuda/sm90/sage_traits.cuh"
@@ -37,6 +38,7 @@ class SageConsumer : ConsumerSide<C> {
       Registers r;
       QuantisedSoftmax softmax;
       read_q_scales(r, work);
+      ask_for_channels(work);
       while (true) {
         multiply_scores(r);
         scale_scores(r, visit, work);
@@ -83,6 +85,26 @@ class SageConsumer : ConsumerSide<C> {
       const float unit = C.scope == SageConfig::smooth_q ? 1 : p_.scale * kLog2e;
       r.q_factor[0] = unit * x.q_scales[row / kQueryWarp * 8 + row % 8];
     }
+  }
+
+  /// Scales of V's channels, on their way until o is stored: those of a work lie in the place that
+  /// the work before the last has left.
+  __device__ __forceinline__ void ask_for_channels(const GroupWork& work) const {
+    const int channel = static_cast<int>(threadIdx.x % kGroupThreads);
+    if (channel < C.head_dim_v) {
+      const bool exists = channel < p_.head_dim_v;
+      ptx::copy_float(channels(q_.stage) + 4 * channel,
+                      operands_.tensors.v_scales + first_channel(work) + (exists ? channel : 0),
+                      exists);
+    }
+    ptx::cp_async_commit();
+  }
+  __device__ __forceinline__ std::uint32_t channels(int stage) const {
+    return shared_.q(0, 0).base + Traits::kChannels + (2 * group_ + stage) * 4 * C.head_dim_v;
+  }
+  __device__ __forceinline__ std::int64_t first_channel(const GroupWork& work) const {
+    return (std::int64_t{work.tile.b} * p_.heads_kv + work.tile.h / p_.group) *
+           operands_.tensors.v_stride;
   }
 
   /// Number of the thread's first row among all rows of q.
@@ -236,22 +258,37 @@ class SageConsumer : ConsumerSide<C> {
   /// Weights as the A operand of the second product, in the order in which V has its keys; with
   /// kExact also their sums before they are rounded, which the lse is made of. The turn is passed
   /// on in between.
+  ///
+  /// They come in parts, each of which takes its reference from the first weights of the one before
+  /// it, times zero: else the compiler puts all conversions in front of all exponentials, and the
+  /// unit of neither is busy all the time.
   template <bool kExact, typename Number>
   __device__ __forceinline__ void exponentiate(Registers& r, const QuantisedSoftmax& softmax,
                                                const Number (&s)[kTiles][4]) const {
+    constexpr int kParts = Traits::kOutTiles > 8 ? 2 : 1;
+    int bits = 0;
+    ptx::make_opaque(bits);
+    const float zero = __int_as_float(bits);
+    float first[2], reference[2] = {softmax.reference(0), softmax.reference(1)};
 #pragma unroll
     for (int k = 0; k < kTiles / 4; ++k) {
       if (k == kTiles / 8) pass_turn();
 #pragma unroll
       for (int at = 0; at < 4; ++at) {
         const int half = at % 2;
+        const bool begins = at < 2 || kParts == 2;
+        if (begins && (k > 0 || at > 1)) {
+          reference[half] = fmaf(first[half], zero, softmax.reference(half));
+        }
         float p[4];
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
           const int n = 4 * k + at / 2 * 2 + e / 2;
-          p[e] = softmax.weight(s[n][2 * half + e % 2], r.factor[n / kGroupTiles], half);
+          p[e] = QuantisedSoftmax::weight_above(s[n][2 * half + e % 2], r.factor[n / kGroupTiles],
+                                                reference[half]);
           if (kExact) r.exact[half] += p[e];
         }
+        if (begins) first[half] = p[0];
         r.weights[k][at] = ptx::pack_e4m3(p[0], p[1], p[2], p[3]);
       }
     }
@@ -312,8 +349,6 @@ class SageConsumer : ConsumerSide<C> {
     const int warp = static_cast<int>(threadIdx.x % kGroupThreads / kWarpSize);
     const int lane = static_cast<int>(threadIdx.x % kWarpSize);
     const bool shifted = x.row_offsets != nullptr && !(p_.softcap > 0);
-    const std::int64_t channels =
-        (std::int64_t{work.tile.b} * p_.heads_kv + work.tile.h / p_.group) * x.v_stride;
     float scale[2], weight[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -331,7 +366,9 @@ class SageConsumer : ConsumerSide<C> {
       scale[half] = used ? result.scale : 0;
       weight[half] = result.weight;
     }
-    scale_channels(r, scale, x.v_scales + channels);
+    ptx::cp_async_wait<0>();
+    ptx::sync_group(kGroupBarrier + group_, kGroupThreads);
+    scale_channels(r, scale);
 #pragma unroll 1
     for (int half = 0; half < 2; ++half) {
       const int i = work.tile.begin + 16 * warp + 8 * half + lane / 4;
@@ -346,37 +383,24 @@ class SageConsumer : ConsumerSide<C> {
         }
       }
       if (stored && x.v_means != nullptr) {
-        add_means(row, half == 0 ? weight[0] : weight[1], x.v_means + channels);
+        add_means(row, half == 0 ? weight[0] : weight[1], x.v_means + first_channel(work));
       }
       store_as(row, i < work.sequence.q_rows, work, work.sequence.q_begin + i);
     }
   }
 
-  /// O times V's scales and what its rows are divided by. Loads come together, whether or not they
-  /// are needed: one in a branch of its own would be waited for alone.
-  __device__ __forceinline__ void scale_channels(Registers& r, const float (&rows)[2],
-                                                 const float* scales) const {
-    constexpr int kAtOnce = 8;
+  /// O times V's scales and what its rows are divided by.
+  __device__ __forceinline__ void scale_channels(Registers& r, const float (&rows)[2]) const {
     unsigned thread = threadIdx.x;
     ptx::make_opaque(thread);  // Else addresses hold registers through all tiles.
-    const int own = static_cast<int>(thread % 4) * 2;
-    const int left = p_.head_dim_v - own;
+    const std::uint32_t own = channels(q_.stage ^ 1) + thread % 4 * 8;
 #pragma unroll
-    for (int first = 0; first < Traits::kOutTiles; first += kAtOnce) {
-      float channel[kAtOnce][2];
-#pragma unroll
-      for (int n = 0; n < kAtOnce; ++n) {
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          const int d = 8 * (first + n) + e;
-          channel[n][e] = d < left ? __ldg(scales + own + d) : 0.0f;
-        }
-      }
-#pragma unroll
-      for (int n = 0; n < kAtOnce; ++n) {
-#pragma unroll
-        for (int at = 0; at < 4; ++at) r.o[first + n][at] *= rows[at / 2] * channel[n][at % 2];
-      }
+    for (int n = 0; n < Traits::kOutTiles; ++n) {
+      const float2 channel = ptx::load_shared_pair(own + 8 * n * 4);
+      r.o[n][0] *= rows[0] * channel.x;
+      r.o[n][1] *= rows[0] * channel.y;
+      r.o[n][2] *= rows[1] * channel.x;
+      r.o[n][3] *= rows[1] * channel.y;
     }
   }
 

@@ -18,12 +18,17 @@ struct KernelTraits<C> {
   static constexpr int kOutTiles = C.head_dim_v / 8;
   static constexpr int kKeyGroups = C.tile_n / kKeyGroup;
   static constexpr bool kHoldsQ = false;
+  static constexpr int kChannels = C.ring_bytes();  ///< Where V's scales lie.
   static constexpr bool kExtras = C.extras();
   static constexpr int kOffsetBytes = C.offset_bytes();
+  static constexpr int kKStages = C.stages;
+  static constexpr int kVStages = C.stages;
+  static constexpr bool kPacked = false;
   static constexpr int kScaleBytes = C.scale_bytes() + kOffsetBytes;  ///< The offsets come last.
   static constexpr int kProducerRegisters = kConsumers == 3 ? 32 : 40;
   static constexpr int kConsumerRegisters = kConsumers == 3 ? 160 : 232;
-  static_assert(C.tile_m == kConsumers * kGroupRows && C.tile_n % kKeyGroup == 0);
+  static_assert(C.q_stages == 2 && C.tile_m == kConsumers * kGroupRows &&
+                C.tile_n % kKeyGroup == 0);
   static_assert(kConsumers == 2 || kConsumers == 3);
 
   using QTile = SharedTile<Pair, kGroupRows, C.head_dim / 2>;  ///< One for each consumer.

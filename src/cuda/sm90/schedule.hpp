@@ -3,6 +3,9 @@
 #pragma once
 
 #include <cuda.h>
+
+#include "cuda/algo/merge_splits.hpp"
+
 namespace tessera::cuda::sm90 {
 
 /// Q, K and V as the copy engine sees them.
@@ -18,6 +21,15 @@ struct Schedule {
   int works;     ///< Tiles of all heads.
   int section;   ///< Planes of a section.
   int* counter;  ///< Counts works that were taken; null: blocks do not count.
+};
+
+/// How short queries are divided (packed.cuh): 64 rows of a warpgroup are `rows` queries of each of
+/// 64 / rows heads, and the keys of a group of heads are shared out.
+struct Packing {
+  int rows;    ///< 16, 32 or 64.
+  int chunks;  ///< Works that a group of heads takes.
+  int splits;  ///< Parts of the keys.
+  Partials partials;
 };
 
 }  // namespace tessera::cuda::sm90

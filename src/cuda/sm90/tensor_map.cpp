@@ -44,7 +44,8 @@ std::optional<CUtensorMap> tensor_map(const Rows& rows, const RowsShape& shape) 
                                  bytes(shape.heads, rows.stride_h),
                                  bytes(shape.batch, rows.stride_b)};
   const cuuint32_t box[4] = {static_cast<cuuint32_t>(shape.panel),
-                             static_cast<cuuint32_t>(shape.box_rows), 1, 1};
+                             static_cast<cuuint32_t>(shape.box_rows),
+                             static_cast<cuuint32_t>(shape.box_heads), 1};
   const cuuint32_t steps[4] = {1, 1, 1, 1};
   CUtensorMap map;
   const CUresult result =
