@@ -242,6 +242,7 @@ void accumulate_d_q(const KeyRows& k, const float* d_s, std::int64_t n, std::int
   for_row_tiles<S>(head_dim, [&]<int R>(std::int64_t d) {
     Accumulator<S, R, C> acc;
     acc.load(d_q_t + d * kLanes, kLanes);
+    ask_for(d_q_t + (d + R) * kLanes, R * kLanes);
     acc.template multiply_add<BroadcastFrom::rows_contiguous>(k.data + d, k.stride, d_s, kLanes, n);
     acc.store(d_q_t + d * kLanes, kLanes);
   });
@@ -261,7 +262,9 @@ void accumulate_keys(const BackwardState<S>& x, const float* a, const float* b,
       const float* b_panel = b + column * x.tile.blocking.tile_q;
       for_row_tiles<S>(n, [&]<int R>(std::int64_t j) {
         Accumulator<S, R, C> acc;
-        acc.load(out + j * out_stride + column, out_stride);
+        float* sums = out + j * out_stride + column;
+        acc.load(sums, out_stride);
+        TESSERA_UNROLL for (int r = R; r < 2 * R; ++r) ask_for(sums + r * out_stride, kWidth);
         for (std::int64_t g = 0; g < x.panels.count; ++g) {
           if (x.keys[g].begin >= j + R || x.keys[g].end <= j) continue;
           const Panel& panel = x.panels.at[g];
@@ -269,7 +272,7 @@ void accumulate_keys(const BackwardState<S>& x, const float* a, const float* b,
               a + panel.lane0 * block_kv + j * panel.lanes, panel.lanes,
               b_panel + panel.lane0 * kWidth, kWidth, panel.rows);
         }
-        acc.store(out + j * out_stride + column, out_stride);
+        acc.store(sums, out_stride);
       });
     });
   }
