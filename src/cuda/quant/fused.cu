@@ -499,9 +499,6 @@ bool fused_takes(const Source& source) {
 
 Status quantise_fused(const Parameters& p, const FusedTarget& target, int multiprocessors,
                       cudaStream_t stream) {
-  if (cudaMemsetAsync(target.counter, 0, target.cleared_bytes, stream) != cudaSuccess) {
-    return error_status(cudaGetLastError(), "quantise: counters");
-  }
   const int columns = std::max(target.q.columns, target.v.columns);
   return for_dtype(target.q.dtype, [&]<typename T>(T) {
     return for_chunks(columns, [&](auto chunks) {

@@ -23,7 +23,7 @@ struct Order {
   int kv_tiles = 0, q_tiles = 0;    ///< Of a chunk, of one tensor.
   int means = 0;                    ///< Jobs of a chunk;
   int statistics = 0;
-  int queries = 0;  ///< those of Q that wait for nothing,
+  int queries = 0;  ///< those of Q that wait for nothing, unless others convert it,
   int tiles = 0;    ///< and those that wait.
 
   __host__ __device__ int each() const { return means + statistics + queries + tiles; }
@@ -169,12 +169,8 @@ inline Order make_order(const Parameters& p, const FusedTarget& target, std::int
   order.means = (target.k_means != nullptr ? order.kv_planes : 0) + (smooth_q ? order.q_planes : 0);
   order.statistics = order.kv_tiles * (target.k_means != nullptr ? 2 : 1);
   order.tiles = order.kv_tiles * 2;
-  if (smooth_q) {
-    order.statistics += order.q_tiles;
-    order.tiles += order.q_tiles;
-  } else {
-    order.queries = order.q_tiles;
-  }
+  if (smooth_q) order.statistics += order.q_tiles;
+  if (target.q_values != nullptr) (smooth_q ? order.tiles : order.queries) += order.q_tiles;
   // A chunk's statistics and its own tiles have that many jobs of other chunks between them.
   while (order.ahead < kFarthest && order.ahead * order.each() + order.queries < in_flight) {
     ++order.ahead;

@@ -75,12 +75,12 @@ struct FusedTarget {
   float *q_sums = nullptr, *k_sums = nullptr;    ///< Of blocks,
   float *q_means = nullptr, *k_means = nullptr;  ///< null: nothing is subtracted.
   float* v_largest = nullptr;
-  std::int8_t *q_values = nullptr, *k_values = nullptr;
+  std::int8_t* q_values = nullptr;  ///< Null: q has statistics at most.
+  std::int8_t* k_values = nullptr;
   std::uint8_t* v_values = nullptr;
   float *q_scales = nullptr, *k_scales = nullptr, *v_scales = nullptr;
-  int* counter = nullptr;  ///< Cleared here, with all that lies behind it:
-  std::size_t cleared_bytes = 0;
-  int* state = nullptr;  ///< two of each head of k, v and q of each sequence.
+  int* counter = nullptr;  ///< Of jobs, 0,
+  int* state = nullptr;    ///< and two of each head of k, v and q of each sequence, as v_largest.
 };
 /// Whether it takes the rows of a tensor.
 bool fused_takes(const Source& source);

@@ -27,6 +27,7 @@ class Quantiser {
   Status run(bool row_offsets, cudaStream_t stream) const {
     const bool smooth_k = scratch_.k_means != nullptr;
     const bool smooth_q = scratch_.q_means != nullptr;
+    if (Status status = clear_counters(stream); !status.ok()) return status;
     if (Status status = run_smoothing(stream); !status.ok()) return status;
     if (smooth_k && row_offsets) {
       if (Status status = compute_row_offsets(p_, q_, scratch_.k_means, x_.row_offsets, stream);
@@ -39,6 +40,13 @@ class Quantiser {
   }
 
  private:
+  Status clear_counters(cudaStream_t stream) const {
+    if (scratch_.counters == nullptr) return {};
+    const cudaError_t error = cudaMemsetAsync(scratch_.counters, 0, scratch_.cleared_bytes, stream);
+    if (error == cudaSuccess) return {};
+    return error_status(cudaGetLastError(), "quantise: counters");
+  }
+
   /// Means, integers and codes.
   Status run_smoothing(cudaStream_t stream) const {
     if constexpr (TESSERA_WITH_SM90 != 0) {
@@ -64,7 +72,6 @@ class Quantiser {
     target.q_values = x_.q, target.k_values = x_.k, target.v_values = x_.v;
     target.q_scales = x_.q_scales, target.k_scales = x_.k_scales, target.v_scales = x_.v_scales;
     target.counter = scratch_.counters;
-    target.cleared_bytes = scratch_.cleared_bytes;
     target.state = scratch_.counters + kCounterInts;
     return quantise_fused(p_, target, device_.multiprocessors, stream);
   }
@@ -88,6 +95,7 @@ class Quantiser {
                                    x_.packed,
                                    x_.k_scales}};
     for (const RowsTarget& target : targets) {
+      if (target.values == nullptr) continue;
       if (Status status = quantise_rows(p_, target, stream); !status.ok()) return status;
     }
     return convert_values(stream);
