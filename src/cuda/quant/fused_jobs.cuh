@@ -5,13 +5,11 @@
 #include <algorithm>
 
 #include "cuda/ptx/prefetch.cuh"
-#include "cuda/quant/kernels.cuh"
+#include "cuda/quant/tile_team.cuh"
 
 namespace tessera::cuda {
 
 inline constexpr std::int64_t kChunkBytes = 4 << 20;  // of K and V: several chunks fit in L2
-
-enum Tensor { kQ, kK, kV };
 
 inline constexpr int kFarthest = 4;
 
@@ -73,14 +71,6 @@ __device__ __forceinline__ Item find_item(const FusedTarget& to, const Order& or
     return {kQ, Step::convert, period * order.q_tiles + rest};
   }
   return tiles(Step::convert, period - order.ahead, rest - order.queries, true);
-}
-
-__device__ __forceinline__ const Source& source_of(const FusedTarget& to, Tensor tensor) {
-  return tensor == kQ ? to.q : tensor == kK ? to.k : to.v;
-}
-/// Null: nothing is subtracted.
-__device__ __forceinline__ float* means_of(const FusedTarget& to, Tensor tensor) {
-  return tensor == kQ ? to.q_means : tensor == kK ? to.k_means : nullptr;
 }
 
 /// The warp that finds jobs.

@@ -79,13 +79,18 @@ struct FusedTarget {
   std::int8_t* k_values = nullptr;
   std::uint8_t* v_values = nullptr;
   float *q_scales = nullptr, *k_scales = nullptr, *v_scales = nullptr;
-  int* counter = nullptr;  ///< Of jobs, 0,
-  int* state = nullptr;    ///< and two of each head of k, v and q of each sequence, as v_largest.
+  int* counter = nullptr;  ///< kCounterInts: the first is that of jobs.
+  int* state = nullptr;    ///< Two of each head of k, v and q of each sequence.
 };
 /// Whether it takes the rows of a tensor.
 bool fused_takes(const Source& source);
 Status quantise_fused(const Parameters& p, const FusedTarget& target, int multiprocessors,
                       cudaStream_t stream);
+
+/// The same from shared memory, where the heads of a sequence fit into that of a cluster and nobody
+/// wants integers of q. Clears the counters itself.
+bool clusters_take(const Parameters& p, const FusedTarget& target);
+Status quantise_in_clusters(const Parameters& p, const FusedTarget& target, cudaStream_t stream);
 
 /// V to f16 where that is its dtype, else to bf16; zero where it is not used.
 struct HalfValuesTarget {

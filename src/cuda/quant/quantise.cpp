@@ -27,7 +27,6 @@ class Quantiser {
   Status run(bool row_offsets, cudaStream_t stream) const {
     const bool smooth_k = scratch_.k_means != nullptr;
     const bool smooth_q = scratch_.q_means != nullptr;
-    if (Status status = clear_counters(stream); !status.ok()) return status;
     if (Status status = run_smoothing(stream); !status.ok()) return status;
     if (smooth_k && row_offsets) {
       if (Status status = compute_row_offsets(p_, q_, scratch_.k_means, x_.row_offsets, stream);
@@ -50,8 +49,9 @@ class Quantiser {
   /// Means, integers and codes.
   Status run_smoothing(cudaStream_t stream) const {
     if constexpr (TESSERA_WITH_SM90 != 0) {
-      if (device_.compute_capability == 90 && fits_one_launch()) return run_fused(stream);
+      if (device_.compute_capability == 90 && fits_one_launch()) return run_one_launch(stream);
     }
+    if (Status status = clear_counters(stream); !status.ok()) return status;
     return run_passes(stream);
   }
 
@@ -61,7 +61,7 @@ class Quantiser {
            fused_takes(k_) && fused_takes(v_);
   }
 
-  Status run_fused(cudaStream_t stream) const {
+  Status run_one_launch(cudaStream_t stream) const {
     FusedTarget target;
     target.q = q_, target.k = k_, target.v = v_;
     target.levels = levels_;
@@ -73,6 +73,8 @@ class Quantiser {
     target.q_scales = x_.q_scales, target.k_scales = x_.k_scales, target.v_scales = x_.v_scales;
     target.counter = scratch_.counters;
     target.state = scratch_.counters + kCounterInts;
+    if (clusters_take(p_, target)) return quantise_in_clusters(p_, target, stream);
+    if (Status status = clear_counters(stream); !status.ok()) return status;
     return quantise_fused(p_, target, device_.multiprocessors, stream);
   }
 

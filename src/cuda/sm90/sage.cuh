@@ -41,7 +41,8 @@
 #include <string_view>
 
 #include "cuda/algo/config.hpp"
-#include "cuda/host/launch.hpp"
+#include "cuda/host/launch_shape.hpp"
+#include "cuda/ptx/launches.cuh"
 #include "cuda/ptx/registers.cuh"
 #include "cuda/sm90/producer.cuh"
 #include "cuda/sm90/sage_consumer.cuh"
@@ -85,7 +86,9 @@ __global__ void __launch_bounds__(KernelTraits<Config::value>::kThreads, 1)
   if (group < 0) {
     ptx::give_registers<Traits::kProducerRegisters>();
     const int warp = uniform(static_cast<int>(threadIdx.x / kWarpSize));
+    // What quantise kernels have written is waited for by those who ask for it first.
     if (warp == 0) {
+      ptx::wait_for_launch();
       Producer<C, SageLoader<C>> producer(p, schedule, shared, SageLoader<C>(p, maps, operands));
       if constexpr (Traits::kConverts) {
         NextWorks<C> next(shared);
@@ -97,6 +100,7 @@ __global__ void __launch_bounds__(KernelTraits<Config::value>::kThreads, 1)
       }
     } else if constexpr (Traits::kConverts) {
       if (converts && warp <= Traits::kConsumers) {
+        if (C.scope == SageConfig::smooth_q) ptx::wait_for_launch();
         QueryConverter<C>(p, schedule, operands, shared, warp - 1).run();
       }
     }
@@ -117,9 +121,10 @@ constexpr SageVariant sage_variant() {
                 !status.ok()) {
               return status;
             }
-            return launch(
-                kName, sage_forward<Constant<C>>, std::min(schedule.works, device.multiprocessors),
-                KernelTraits<C>::kThreads, C.shared_bytes(), stream, p, maps, operands, schedule);
+            return launch(kName, sage_forward<Constant<C>>,
+                          LaunchShape{std::min(schedule.works, device.multiprocessors),
+                                      KernelTraits<C>::kThreads, C.shared_bytes(), 1, true},
+                          stream, p, maps, operands, schedule);
           }};
 }
 

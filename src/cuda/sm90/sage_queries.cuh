@@ -61,14 +61,17 @@ class NextWorks {
   Ring<kSlots> ring_;
 };
 
-/// The warp that converts queries for consumer `group`. Its registers are those of the producer: a
-/// lane has four channels of the four rows that share a scale, kGroups times.
+/// The warp that converts queries for consumer `group`, with the few registers of the producer: a
+/// lane has four channels of the four rows that share a scale, kAtOnce such groups at a time.
 template <SageConfig C>
 class QueryConverter {
   static constexpr bool kSmooth = C.scope == SageConfig::smooth_q;
-  static constexpr int kRowLanes = C.head_dim / 4;                       // of a row
-  static constexpr int kSteps = kGroupRows / 4 * kRowLanes / kWarpSize;  // for all groups
+  static constexpr int kRowLanes = C.head_dim / 4;       // of a row
+  static constexpr int kAtOnce = kWarpSize / kRowLanes;  // groups
+  static constexpr int kSteps = kGroupRows / 4 / kAtOnce;
   static_assert(kRowLanes <= kWarpSize && kWarpSize % kRowLanes == 0);
+  template <typename T>
+  static constexpr int kUnroll = sizeof(T) == 2 ? 2 : 1;
   using Tile = typename KernelTraits<C>::QTile;
 
  public:
@@ -106,7 +109,7 @@ class QueryConverter {
     __device__ __forceinline__ void load(const T* from, bool exist) {
       using Vector = std::conditional_t<kWords == 4, uint4, uint2>;
       Vector x{};
-      if (exist) x = __ldcs(reinterpret_cast<const Vector*>(from));
+      if (exist) x = __ldg(reinterpret_cast<const Vector*>(from));
       words[0] = x.x, words[1] = x.y;
       if constexpr (kWords == 4) words[2] = x.z, words[3] = x.w;
     }
@@ -131,13 +134,41 @@ class QueryConverter {
     }
     const int stage = ring_.stage;
     ptx::mbarrier_wait(shared_.q_empty(stage, group_), ring_.parity ^ 1);
-    const Tile to = shared_.q(stage, group_);
-    const std::uint32_t scales = query_scales(shared_, stage, group_);
-    constexpr int kUnroll = sizeof(T) == 2 ? 2 : 1;
-#pragma unroll kUnroll
+    // Largest magnitudes of all groups first, so that these wait for each other neither at memory
+    // nor at the divisions; lane x of a row's has that of its x-th group. Then the rows again,
+    // which L1 still has.
+    std::uint32_t own = 0;
+#pragma unroll kUnroll < T>
     for (int step = 0; step < kSteps; ++step) {
-      const int group = step * (kWarpSize / kRowLanes) + lane() / kRowLanes;
-      convert_group(rows, left, mean, group, to, scales);
+      const int row = row_of_step(step);
+      Four<T> x[4];
+      load(x, rows, row, left);
+      const std::uint32_t largest = reduced(largest_of(x, mean, left - row));
+      if (lane() % kRowLanes == step) own = largest;
+    }
+    const Scale scale = scale_of(magnitude_of<T>(own), operands_.levels);
+    if (lane() % kRowLanes < kSteps) {
+      const int group = lane() % kRowLanes * kAtOnce + lane() / kRowLanes;
+      ptx::store_shared_4(query_scales(shared_, stage, group_) + 4 * group,
+                          __float_as_uint(scale.scale));
+    }
+    const Tile to = shared_.q(stage, group_);
+#pragma unroll kUnroll < T>
+    for (int step = 0; step < kSteps; ++step) {
+      const int row = row_of_step(step);
+      Four<T> x[4];
+      load(x, rows, row, left);
+      const float inverse = __shfl_sync(~0u, scale.inverse, lane() / kRowLanes * kRowLanes + step);
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        float y[4];
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          y[e] = kSmooth ? __fsub_rn(x[k].at(e), mean[e]) : x[k].at(e);
+        }
+        ptx::store_shared_4(to.at(row + 8 * k, column() / 16) + column() % 16,
+                            quantised(y, 0, row + 8 * k < left ? inverse : 0));
+      }
     }
     ptx::proxy_fence();
     ptx::mbarrier_arrive_warp(shared_.q_full(stage, group_));
@@ -156,40 +187,63 @@ class QueryConverter {
     }
   }
 
-  /// Rows i, i + 8, i + 16, i + 24 of 32, which have scale `group` of the part's 16.
+  /// The first of the rows i, i + 8, i + 16, i + 24 of 32 that share a scale.
+  __device__ __forceinline__ static int row_of_step(int step) {
+    const int group = step * kAtOnce + lane() / kRowLanes;
+    return group / 8 * kQueryWarp + group % 8;
+  }
+
   template <typename T>
-  __device__ __forceinline__ void convert_group(const T* rows, int left, const float (&mean)[4],
-                                                int group, const Tile& to,
-                                                std::uint32_t scales) const {
-    const int row = group / 8 * kQueryWarp + group % 8;
+  __device__ __forceinline__ void load(Four<T> (&x)[4], const T* rows, int row, int left) const {
     const bool exists = column() < p_.head_dim;
-    Four<T> own[4];
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
-      own[k].load(rows + (row + 8 * k) * p_.q.stride_s + column(), exists && row + 8 * k < left);
+      x[k].load(rows + (row + 8 * k) * p_.q.stride_s + column(), exists && row + 8 * k < left);
     }
-    const auto number = [&](int k, int e) {
-      return kSmooth ? __fsub_rn(own[k].at(e), mean[e]) : own[k].at(e);
-    };
+  }
+
+  /// What has the order of the largest magnitude: bits of a T, or of a float where means were
+  /// subtracted. `left`: so many rows are used.
+  template <typename T>
+  __device__ __forceinline__ static std::uint32_t largest_of(const Four<T> (&x)[4],
+                                                             const float (&mean)[4], int left) {
     std::uint32_t largest = 0;
+    if constexpr (kSmooth || sizeof(T) == 4) {
 #pragma unroll
-    for (int k = 0; k < 4; ++k) {
+      for (int k = 0; k < 4; ++k) {
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        if (!kSmooth || row + 8 * k < left) largest = max(largest, magnitude_bits(number(k, e)));
+        for (int e = 0; e < 4; ++e) {
+          const std::uint32_t bits = magnitude_bits(__fsub_rn(x[k].at(e), mean[e]));
+          if (8 * k < left) largest = max(largest, bits);
+        }
       }
-    }
+    } else {
 #pragma unroll
-    for (int step = 1; step < kRowLanes; step *= 2) {
-      largest = max(largest, __shfl_xor_sync(~0u, largest, step));
-    }
-    const Scale scale = scale_of(largest, operands_.levels);
-    if (column() == 0) ptx::store_shared_4(scales + 4 * group, __float_as_uint(scale.scale));
+      for (int k = 0; k < 4; ++k) {
 #pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      const float x[4] = {number(k, 0), number(k, 1), number(k, 2), number(k, 3)};
-      ptx::store_shared_4(to.at(row + 8 * k, column() / 16) + column() % 16,
-                          quantised(x, 0, row + 8 * k < left ? scale.inverse : 0));
+        for (const std::uint32_t pair : x[k].words) largest = __vmaxu2(largest, pair & 0x7fff7fffu);
+      }
+      largest = max(largest & 0xffffu, largest >> 16);
+    }
+    return largest;
+  }
+  template <typename T>
+  __device__ __forceinline__ static std::uint32_t magnitude_of(std::uint32_t largest) {
+    if constexpr (kSmooth || sizeof(T) == 4) return largest;
+    const auto bits = static_cast<std::uint16_t>(largest);
+    return __float_as_uint(to_float(reinterpret_cast<const T&>(bits)));
+  }
+
+  /// Of the lanes that have a row.
+  __device__ __forceinline__ static std::uint32_t reduced(std::uint32_t x) {
+    if constexpr (kRowLanes == kWarpSize) {
+      return __reduce_max_sync(~0u, x);
+    } else {
+#pragma unroll
+      for (int step = 1; step < kRowLanes; step *= 2) {
+        x = max(x, __shfl_xor_sync(~0u, x, step));
+      }
+      return x;
     }
   }
 
