@@ -45,6 +45,7 @@
 
 #include "cuda/algo/config.hpp"
 #include "cuda/algo/tile_order.cuh"
+#include "cuda/host/launch.hpp"
 #include "cuda/ptx/barrier.cuh"
 #include "cuda/sm80/backward_passes.cuh"
 #include "cuda/sm80/backward_scores.cuh"

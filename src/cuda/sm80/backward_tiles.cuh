@@ -2,7 +2,7 @@
 #pragma once
 
 #include "cuda/algo/tile_order.cuh"
-#include "cuda/sm80/backward.hpp"
+#include "cuda/sm80/backward_variants.hpp"
 #include "cuda/sm80/backward_walk.cuh"
 #include "cuda/tile/products.cuh"
 #include "cuda/tile/shared_tile.cuh"

@@ -23,8 +23,9 @@
 #include "cuda/algo/block_walk.cuh"
 #include "cuda/algo/config.hpp"
 #include "cuda/algo/score_tile.cuh"
+#include "cuda/host/launch.hpp"
 #include "cuda/sm80/backward_scores.cuh"
-#include "cuda/sm80/f32_backward.hpp"
+#include "cuda/sm80/f32_backward_variants.hpp"
 #include "cuda/sm80/forward.cuh"
 #include "cuda/tile/f32_tile.cuh"
 

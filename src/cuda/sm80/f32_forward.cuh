@@ -29,9 +29,10 @@
 #include "cuda/algo/config.hpp"
 #include "cuda/algo/score_tile.cuh"
 #include "cuda/algo/softmax_f32.cuh"
+#include "cuda/host/launch.hpp"
 #include "cuda/ptx/barrier.cuh"
 #include "cuda/ptx/opaque.cuh"
-#include "cuda/sm80/f32_forward.hpp"
+#include "cuda/sm80/f32_forward_variants.hpp"
 #include "cuda/sm80/forward.cuh"
 #include "cuda/tile/f32_tile.cuh"
 

@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 
-#include "cuda/host/launch.hpp"
+#include "cuda/host/device.hpp"
+#include "cuda/host/kernel.hpp"
 #include "cuda/sm80/f32_backward.hpp"
 #include "cuda/sm80/f32_forward.hpp"
 #include "cuda/sm80/row.hpp"

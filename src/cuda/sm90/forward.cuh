@@ -40,6 +40,7 @@
 #include <string_view>
 
 #include "cuda/algo/config.hpp"
+#include "cuda/host/launch.hpp"
 #include "cuda/ptx/registers.cuh"
 #include "cuda/sm90/consumer.cuh"
 #include "cuda/sm90/forward_loader.cuh"
@@ -76,8 +77,8 @@ constexpr ForwardVariant forward_variant() {
                 const DeviceInfo& device, cudaStream_t stream) {
             constexpr std::string_view kName = "cuda_sm90 forward";
             Schedule schedule;
-            if (Status status = make_schedule(kName, p, {C.tile_m, 2, maps != nullptr}, counter,
-                                              device, stream, schedule);
+            if (Status status = make_schedule(kName, p, {C.tile_m, 2, maps != nullptr, false},
+                                              counter, device, stream, schedule);
                 !status.ok()) {
               return status;
             }

@@ -20,6 +20,7 @@ struct Division {
   int tile_m;         ///< Queries of a work.
   int element_bytes;  ///< Of K and V.
   bool counts;        ///< Blocks may count works.
+  bool cleared;       ///< The counter is 0 already.
 };
 
 /// Equal works keep the order of the tensors in memory and need no counter; for others `counter` is
@@ -48,7 +49,7 @@ inline Status make_schedule(std::string_view kernel, const Parameters& p, const 
               static_cast<int>(std::clamp<std::int64_t>(
                   planes, 1, std::max<std::int64_t>(std::int64_t{p.batch} * p.heads_kv, 1))),
               equal || !division.counts ? nullptr : counter};
-  if (schedule.counter == nullptr) return {};
+  if (schedule.counter == nullptr || division.cleared) return {};
   const cudaError_t error = cudaMemsetAsync(counter, 0, sizeof(int), stream);
   if (error == cudaSuccess) return {};
   cudaGetLastError();
