@@ -22,6 +22,7 @@ class F32Backward final : public CudaKernel {
 
  private:
   struct Workspace;
+  bool reads_terms() const;
   Workspace workspace() const;
 
   const F32BackwardVariant variant_;

@@ -14,7 +14,7 @@ namespace tessera::cuda::sm80 {
 /// Gradients that a kernel computes.
 enum class F32Gradients { d_q, d_kv, d_k, d_v };
 
-/// How a block works (f32_backward.cuh).
+/// How a block works (f32_backward.cuh, f32_backward_slices.cuh).
 struct F32BackwardConfig {
   F32Gradients gradients;
   int head_dim;  ///< Of all tensors, padded: smaller ones are zero-filled in shared memory.
@@ -22,6 +22,7 @@ struct F32BackwardConfig {
   int inner;     ///< Rows of one step.
   int warps;
   int stages;           ///< Inner tiles in shared memory.
+  bool slices = false;  ///< Warps own columns of all rows, and inner rows are not split beforehand.
   bool extras = false;  ///< Softcap, bias, ALiBi, mask, dropout, scale ≤ 0.
 
   constexpr F32BackwardConfig with_extras() const {
@@ -32,12 +33,16 @@ struct F32BackwardConfig {
   /// Tensors whose outer rows a block keeps: d_v needs no product with v.
   constexpr int outer_tiles() const { return gradients == F32Gradients::d_v ? 1 : 2; }
   constexpr std::size_t shared_bytes() const {
+    if (slices) {
+      const int elements = 2 * (outer + stages * inner) * head_dim;
+      return (elements + 2 * warps * outer * inner + 2 * 2 * inner) * sizeof(float);
+    }
     return head_dim * (outer_tiles() * outer * sizeof(float) + stages * 2 * inner * 2 * kTerms) +
            stages * 2 * inner * sizeof(float);
   }
 };
 
-/// What the kernels walk through, as terms.
+/// What the kernels walk through, as terms; nothing if they read f32.
 struct SplitInputs {
   Rows q, k, v, d_o;
 };
@@ -56,5 +61,8 @@ using F32BackwardVariant = std::span<const F32BackwardKernel>;
 F32BackwardVariant f32_backward_d64(bool extras);
 F32BackwardVariant f32_backward_d128(bool extras);
 F32BackwardVariant f32_backward_d256(bool extras);
+/// With extras always, which are little of the work there (f32_backward_slices.cu).
+F32BackwardVariant f32_backward_d384();
+F32BackwardVariant f32_backward_d512();
 
 }  // namespace tessera::cuda::sm80
