@@ -82,10 +82,18 @@ std::string_view tuned_for(const Problem& problem, const ForwardConfig& like) {
   return {};
 }
 
+/// Whether the blocks of a cluster, which take works one after another, always see the same keys.
+bool suits_cluster(const Problem& problem, const ForwardConfig& config) {
+  const std::int64_t tiles = (problem.seq_q + config.tile_m - 1) / config.tile_m;
+  return config.cluster == 1 || (!wants_small_tiles(problem) && !problem.varlen &&
+                                 !problem.q_lens && tiles * problem.group() % config.cluster == 0);
+}
+
 /// "192x128-q2k3v3": tile of queries × keys, stages of Q, K and V; what is special.
 std::string name_of(const ForwardConfig& c) {
-  return fmt::format("{}x{}-q{}k{}v{}{}{}", c.tile_m, c.tile_n, c.q_stages, c.k_stages, c.v_stages,
-                     c.passes_over ? "-passes" : "", c.turns ? "" : "-free");
+  return fmt::format("{}x{}-q{}k{}v{}{}{}{}", c.tile_m, c.tile_n, c.q_stages, c.k_stages,
+                     c.v_stages, c.passes_over ? "-passes" : "", c.turns ? "" : "-free",
+                     c.cluster > 1 ? "-pairs" : "");
 }
 
 /// The variants of the smallest head dims that take a problem, the preferred first: those that the
@@ -102,7 +110,7 @@ std::vector<const ForwardVariant*> choices(const Problem& problem, bool extras) 
       const ForwardConfig& c = variant.config;
       const std::pair own{c.head_dim, c.head_dim_v};
       if (c.dtype != problem.dtype || c.extras != extras || problem.head_dim > c.head_dim ||
-          problem.head_dim_v > c.head_dim_v || own > head_dims) {
+          problem.head_dim_v > c.head_dim_v || own > head_dims || !suits_cluster(problem, c)) {
         continue;
       }
       if (own < head_dims) list.clear();

@@ -40,6 +40,8 @@
 #include <string_view>
 
 #include "cuda/algo/config.hpp"
+#include "cuda/host/launch_grid.hpp"
+#include "cuda/ptx/programmatic_launch.cuh"
 #include "cuda/ptx/registers.cuh"
 #include "cuda/sm90/consumer.cuh"
 #include "cuda/sm90/forward_loader.cuh"
@@ -57,7 +59,13 @@ __global__ void __launch_bounds__(KernelTraits<Config::value>::kThreads, 1)
   extern __shared__ __align__(1024) std::byte bytes[];
   const SharedMemory<C> shared(ptx::shared_address(bytes));
   if (threadIdx.x == 0) shared.initialise();
-  __syncthreads();
+  if constexpr (C.cluster > 1) {
+    ptx::cluster_sync();
+  } else {
+    __syncthreads();
+  }
+  ptx::let_next_kernel_begin();
+  ptx::wait_for_earlier_kernels();
   const int group = uniform(static_cast<int>(threadIdx.x / kGroupThreads)) - 1;
   if (group < 0) {
     ptx::give_registers<Traits::kProducerRegisters>();
@@ -68,6 +76,7 @@ __global__ void __launch_bounds__(KernelTraits<Config::value>::kThreads, 1)
     ptx::take_registers<Traits::kConsumerRegisters>();
     Consumer<C>(p, maps, copies, shared, group).run();
   }
+  if constexpr (C.cluster > 1) ptx::cluster_sync();  // others may still arrive at its barriers
 }
 
 template <ForwardConfig C>
@@ -81,10 +90,15 @@ constexpr ForwardVariant forward_variant() {
                 !status.ok()) {
               return status;
             }
-            return launch(kName, forward<Constant<C>>,
-                          std::min(schedule.works, device.multiprocessors),
-                          KernelTraits<C>::kThreads, C.shared_bytes(), stream, p,
-                          maps != nullptr ? *maps : ForwardMaps{}, maps == nullptr, schedule);
+            Parameters parameters = p;
+            ForwardMaps views = maps != nullptr ? *maps : ForwardMaps{};
+            bool copies = maps == nullptr;
+            void* arguments[] = {&parameters, &views, &copies, &schedule};
+            const int blocks = std::min(schedule.works, device.multiprocessors);
+            return launch_grid(kName, reinterpret_cast<const void*>(forward<Constant<C>>),
+                               {blocks / C.cluster * C.cluster, KernelTraits<C>::kThreads,
+                                C.shared_bytes(), C.cluster, schedule.counter == nullptr},
+                               arguments, stream);
           }};
 }
 
