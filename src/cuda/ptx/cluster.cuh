@@ -21,12 +21,14 @@ __device__ __forceinline__ void cluster_sync() {
           : "memory");
 }
 
-/// Arrives at the barrier that is, in block `rank`, where `barrier` is in this one.
+/// Arrives at the barrier that is, in block `rank`, where `barrier` is in this one. Says that this
+/// thread has read; what it has written is not made visible to that block, which would take a
+/// barrier of all memory.
 __device__ __forceinline__ void mbarrier_arrive_at(std::uint32_t barrier, int rank) {
   asm volatile(
       "{\n.reg .b32 there;\n"
       "mapa.shared::cluster.u32 there, %0, %1;\n"
-      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n}\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [there];\n}\n"
       :
       : "r"(barrier), "r"(rank)
       : "memory");
