@@ -1,4 +1,4 @@
-// Launches of kernels for Hopper, whose blocks come in clusters or begin early.
+// Launches of kernels for Hopper that may begin early.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -15,7 +15,6 @@ struct Grid {
   int blocks;
   int threads;
   std::size_t shared_bytes;
-  int cluster = 1;     ///< So many neighbouring blocks are there at the same time.
   bool early = false;  ///< Begins before the stream's last kernel has ended, and waits for it.
 };
 

@@ -85,8 +85,8 @@ class Consumer : ConsumerSide<C> {
 
  private:
   using Base::group_, Base::k_, Base::p_, Base::q_, Base::shared_, Base::v_;
-  using Base::receive, Base::receive_work, Base::release, Base::release_k, Base::release_keys,
-      Base::wait_turn, Base::pass_turn, Base::pass_over;
+  using Base::receive, Base::receive_work, Base::release, Base::release_k, Base::wait_turn,
+      Base::pass_turn, Base::pass_over;
   using typename Base::GroupWork;
 
   /// What the products read and write.
@@ -135,7 +135,7 @@ class Consumer : ConsumerSide<C> {
   __device__ __forceinline__ void finish_output(Registers& r) {
     ptx::wgmma_wait<0>();
     ptx::hold(r.o[0]);
-    release_keys(shared_.v_empty(v_.stage));
+    release(shared_.v_empty(v_.stage));
     v_.advance();
   }
 

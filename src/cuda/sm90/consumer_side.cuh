@@ -45,7 +45,7 @@ class ConsumerSide {
 
   /// K may be overwritten, and behind its last key tile Q, unless it is held.
   __device__ __forceinline__ void release_k(const Message& visit) {
-    release_keys(shared_.k_empty(k_.stage));
+    release(shared_.k_empty(k_.stage));
     k_.advance();
     if (!KernelTraits<C>::kHoldsQ && !visit.has(Message::more)) {
       release(shared_.q_empty(q_.stage, group_));
@@ -64,7 +64,7 @@ class ConsumerSide {
       first = false;
       release_k(visit);
       ptx::mbarrier_wait(shared_.v_full(v_.stage), v_.parity);
-      release_keys(shared_.v_empty(v_.stage));
+      release(shared_.v_empty(v_.stage));
       v_.advance();
       if (!visit.has(Message::more)) return;
       visit = receive();
@@ -84,20 +84,6 @@ class ConsumerSide {
   /// All lanes have read what the barrier guards.
   __device__ __forceinline__ static void release(std::uint32_t barrier) {
     ptx::mbarrier_arrive_warp(barrier);
-  }
-  /// The same for K and V, which every block of the cluster brings a share of.
-  __device__ __forceinline__ static void release_keys(std::uint32_t barrier) {
-    if constexpr (KernelTraits<C>::kCluster == 1) {
-      release(barrier);
-    } else {
-      __syncwarp();
-      if (ptx::kWarpArrivals > 1 || threadIdx.x % kWarpSize == 0) {
-#pragma unroll
-        for (int rank = 0; rank < KernelTraits<C>::kCluster; ++rank) {
-          ptx::mbarrier_arrive_at(barrier, rank);
-        }
-      }
-    }
   }
 
   const Parameters& p_;

@@ -45,17 +45,17 @@ constexpr Tuned kTuned[] = {
     // D, Dv, masked, keys, config                          TFLOP/s at S 512, 1024, …
     {64, 64, false, 1024, "256x64-q2k8v8-free"},        // 383, 426
     {64, 64, false, kAnyKeys, "192x128-q2k3v3"},        // 492 (2048), 516, 544 (16384)
-    {64, 64, true, 1024, "256x64-q2k8v8-passes-free"},  // 253, 326
-    {64, 64, true, kAnyKeys, "192x128-q2k4v4-passes"},  // 404 (2048), 453, 528 (16384)
+    {64, 64, true, 1024, "256x64-q2k8v8-passes-free"},  // 259, 342
+    {64, 64, true, kAnyKeys, "192x128-q2k4v4-passes"},  // 405 (2048), 456, 531 (16384)
     {128, 128, false, 2048, "128x128-q2k2v3"},          // 521, 610, 671
     {128, 128, false, 4096, "128x160-q2k2v2"},          // 707 (4096)
     {128, 128, false, kAnyKeys, "128x176-q1k2v2"},      // 736 (16384)
-    {128, 128, true, 4096, "128x128-q2k2v3"},           // 347, 472, 574, 645 (4096)
-    {128, 128, true, kAnyKeys, "128x160-q2k2v2"},       // 686 (8192), 709
+    {128, 128, true, 4096, "128x128-q2k2v3"},           // 341, 470, 576, 647 (4096)
+    {128, 128, true, kAnyKeys, "128x160-q2k2v2"},       // 691 (8192), 719
     {256, 256, false, 512, "128x64-q1k2v3"},            // 519
     {256, 256, false, kAnyKeys, "128x80-q1k2v2"},       // 641 (1024), 784 (4096), 831
-    {256, 256, true, 2048, "128x64-q1k2v3"},            // 307, 439
-    {256, 256, true, kAnyKeys, "128x80-q1k2v2"},        // 702 (4096), 811 (16384)
+    {256, 256, true, 2048, "128x64-q1k2v3"},            // 334, 476, 595
+    {256, 256, true, kAnyKeys, "128x80-q1k2v2"},        // 710 (4096), 808 (16384)
 };
 
 /// Keys that a query sees, about: packed sequences' mean, at most what a window lets through.
@@ -82,18 +82,10 @@ std::string_view tuned_for(const Problem& problem, const ForwardConfig& like) {
   return {};
 }
 
-/// Whether the blocks of a cluster, which take works one after another, always see the same keys.
-bool suits_cluster(const Problem& problem, const ForwardConfig& config) {
-  const std::int64_t tiles = (problem.seq_q + config.tile_m - 1) / config.tile_m;
-  return config.cluster == 1 || (!wants_small_tiles(problem) && !problem.varlen &&
-                                 !problem.q_lens && tiles * problem.group() % config.cluster == 0);
-}
-
 /// "192x128-q2k3v3": tile of queries × keys, stages of Q, K and V; what is special.
 std::string name_of(const ForwardConfig& c) {
-  return fmt::format("{}x{}-q{}k{}v{}{}{}{}", c.tile_m, c.tile_n, c.q_stages, c.k_stages,
-                     c.v_stages, c.passes_over ? "-passes" : "", c.turns ? "" : "-free",
-                     c.cluster > 1 ? "-pairs" : "");
+  return fmt::format("{}x{}-q{}k{}v{}{}{}", c.tile_m, c.tile_n, c.q_stages, c.k_stages, c.v_stages,
+                     c.passes_over ? "-passes" : "", c.turns ? "" : "-free");
 }
 
 /// The variants of the smallest head dims that take a problem, the preferred first: those that the
@@ -110,7 +102,7 @@ std::vector<const ForwardVariant*> choices(const Problem& problem, bool extras) 
       const ForwardConfig& c = variant.config;
       const std::pair own{c.head_dim, c.head_dim_v};
       if (c.dtype != problem.dtype || c.extras != extras || problem.head_dim > c.head_dim ||
-          problem.head_dim_v > c.head_dim_v || own > head_dims || !suits_cluster(problem, c)) {
+          problem.head_dim_v > c.head_dim_v || own > head_dims) {
         continue;
       }
       if (own < head_dims) list.clear();

@@ -59,11 +59,7 @@ __global__ void __launch_bounds__(KernelTraits<Config::value>::kThreads, 1)
   extern __shared__ __align__(1024) std::byte bytes[];
   const SharedMemory<C> shared(ptx::shared_address(bytes));
   if (threadIdx.x == 0) shared.initialise();
-  if constexpr (C.cluster > 1) {
-    ptx::cluster_sync();
-  } else {
-    __syncthreads();
-  }
+  __syncthreads();
   ptx::let_next_kernel_begin();
   ptx::wait_for_earlier_kernels();
   const int group = uniform(static_cast<int>(threadIdx.x / kGroupThreads)) - 1;
@@ -76,7 +72,6 @@ __global__ void __launch_bounds__(KernelTraits<Config::value>::kThreads, 1)
     ptx::take_registers<Traits::kConsumerRegisters>();
     Consumer<C>(p, maps, copies, shared, group).run();
   }
-  if constexpr (C.cluster > 1) ptx::cluster_sync();  // others may still arrive at its barriers
 }
 
 template <ForwardConfig C>
@@ -94,11 +89,11 @@ constexpr ForwardVariant forward_variant() {
             ForwardMaps views = maps != nullptr ? *maps : ForwardMaps{};
             bool copies = maps == nullptr;
             void* arguments[] = {&parameters, &views, &copies, &schedule};
-            const int blocks = std::min(schedule.works, device.multiprocessors);
-            return launch_grid(kName, reinterpret_cast<const void*>(forward<Constant<C>>),
-                               {blocks / C.cluster * C.cluster, KernelTraits<C>::kThreads,
-                                C.shared_bytes(), C.cluster, schedule.counter == nullptr},
-                               arguments, stream);
+            return launch_grid(
+                kName, reinterpret_cast<const void*>(forward<Constant<C>>),
+                {std::min(schedule.works, device.multiprocessors), KernelTraits<C>::kThreads,
+                 C.shared_bytes(), schedule.counter == nullptr},
+                arguments, stream);
           }};
 }
 

@@ -28,7 +28,6 @@ struct ForwardConfig {
   bool passes_over = false;  ///< Warpgroups leave out key tiles that none of their rows sees.
   bool turns = true;         ///< Consumers start their products in turns.
   bool packed = false;       ///< Short queries, keys shared out (packed.cuh).
-  int cluster = 1;           ///< Blocks that load K and V for each other: equal works only.
 
   /// Whether o goes to memory by the copy engine, from where Q was: another Q is there by then.
   constexpr bool stages_output() const { return q_stages == 2 && head_dim_v <= head_dim; }

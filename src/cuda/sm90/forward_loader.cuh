@@ -46,15 +46,6 @@ class ForwardLoader {
                                             const CUtensorMap& map, const Rows& rows,
                                             const Work& work, const Visit& visit,
                                             int columns) const {
-    if constexpr (C.cluster > 1) {
-      if (threadIdx.x == 0) {
-        ptx::mbarrier_arrive_expect(barrier, Tile::kBytes);
-        load_panels_for_all<C.cluster>(tile, barrier, map, work.sequence.kv_begin + visit.begin,
-                                       work.tile.h / p_.group, work.tile.b);
-      }
-      __syncwarp();
-      return;
-    }
     load(tile, barrier, map, rows, work.tile.b, work.tile.h / p_.group, work.sequence.kv_begin,
          visit.begin, work.sequence.kv_len, columns, visit.listed);
   }

@@ -3,7 +3,6 @@
 
 #include "cuda/algo/block_walk.cuh"
 #include "cuda/algo/uniform.cuh"
-#include "cuda/ptx/cluster.cuh"
 #include "cuda/ptx/mbarrier.cuh"
 #include "cuda/ptx/shared.cuh"
 #include "cuda/ptx/tma.cuh"
@@ -155,18 +154,17 @@ class SharedMemory {
   /// One thread calls it, before all others are let on. Whoever empties arrives once a warp.
   __device__ void initialise() const {
     constexpr int kGroupArrivals = kGroupThreads / kWarpSize * ptx::kWarpArrivals;
-    constexpr int kReaders = kGroups * Traits::kCluster;  // of K and V
     for (int q = 0; q < kQ; ++q) {
       ptx::mbarrier_init(q_full(0, q), 1);
       ptx::mbarrier_init(q_empty(0, q), kGroupArrivals);
     }
     for (int stage = 0; stage < kKStages; ++stage) {
       ptx::mbarrier_init(k_full(stage), 1);
-      ptx::mbarrier_init(k_empty(stage), kReaders * kGroupArrivals);
+      ptx::mbarrier_init(k_empty(stage), kGroups * kGroupArrivals);
     }
     for (int stage = 0; stage < kVStages; ++stage) {
       ptx::mbarrier_init(v_full(stage), 1);
-      ptx::mbarrier_init(v_empty(stage), kReaders * kGroupArrivals);
+      ptx::mbarrier_init(v_empty(stage), kGroups * kGroupArrivals);
     }
     ptx::mbarrier_init_fence();
   }
@@ -198,23 +196,6 @@ __device__ __forceinline__ void load_panels(const Tile& tile, std::uint32_t barr
   }
 }
 
-/// The same for all blocks of a cluster, each of which calls it for its own barrier and brings its
-/// share of the panels to all.
-template <int kCluster, typename Tile>
-__device__ __forceinline__ void load_panels_for_all(const Tile& tile, std::uint32_t barrier,
-                                                    const CUtensorMap& map, int row, int h, int b) {
-  constexpr int kPanels = Tile::kCols / Tile::kPanel;
-  static_assert(kPanels % kCluster == 0);
-  constexpr std::uint16_t kAll = (1u << kCluster) - 1;
-  const int rank = ptx::cluster_rank();
-#pragma unroll
-  for (int x = 0; x < kPanels; x += kCluster) {
-    const int panel = x + rank;
-    ptx::tma_load_multicast(tile.base + panel * Tile::kRows * Tile::kPitch, &map, barrier,
-                            panel * Tile::kPanel, row, h, b, kAll);
-  }
-}
-
 /// Work `x` of the schedule; b = −1: there is none.
 template <auto C>
 __device__ inline TileIndex locate_work(const Parameters& p, const Schedule& schedule, int x) {
@@ -237,15 +218,15 @@ __device__ inline TileIndex locate_work(const Parameters& p, const Schedule& sch
 }
 
 /// The works of one block. With a counter: whichever is next when the block gets to it, the longest
-/// first, so that blocks end together. Without: one of every gridDim, there and back, so that sums
-/// of falling lengths are alike. Whole warps call it.
+/// first, so that blocks end together. Without: one of every gridDim; there and back, sums of
+/// falling lengths are alike. Whole warps call it.
 class BlockWorks {
  public:
   __device__ explicit BlockWorks(const Schedule& schedule)
       : works_(schedule.works),
         counter_(schedule.counter),
         next_(static_cast<int>(blockIdx.x)),
-        step_(2 * static_cast<int>(gridDim.x - blockIdx.x) - 1) {}
+        step_(static_cast<int>(schedule.back ? 2 * (gridDim.x - blockIdx.x) - 1 : gridDim.x)) {}
 
   /// −1 at the end.
   __device__ __forceinline__ int next() {
@@ -265,7 +246,7 @@ class BlockWorks {
   int works_;
   int* counter_;
   int next_;
-  int step_;
+  int step_;  ///< To the next work, without a counter.
 };
 
 }  // namespace tessera::cuda::sm90

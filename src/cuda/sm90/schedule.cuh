@@ -101,7 +101,7 @@ inline Status make_schedule(std::string_view kernel, const Parameters& p, const 
   schedule = {
       static_cast<int>(works / std::max(p.heads_q, 1) / (p.varlen ? 1 : std::max(p.batch, 1))),
       static_cast<int>(works), static_cast<int>(std::clamp<std::int64_t>(section, 1, planes)),
-      counts && division.counts ? counter : nullptr};
+      counts && division.counts ? counter : nullptr, lengths != Lengths::equal};
   if (schedule.counter == nullptr) return {};
   const cudaError_t error = cudaMemsetAsync(counter, 0, sizeof(int), stream);
   if (error == cudaSuccess) return {};
