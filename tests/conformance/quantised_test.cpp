@@ -148,16 +148,18 @@ TEST(Quantised, IntegersAndCodesThroughAWindowOfOneKey) {
     for (SmoothQ smooth_q : {SmoothQ::none, SmoothQ::tensor, SmoothQ::block}) {
       for (Smoothing smooth : {Smoothing::off, Smoothing::on}) {
         for (std::int64_t head_dim : {64, 128}) {
-          Case c = shaped(step++, {389, 389}, head_dim);
-          c.dtype = DType::f32;
-          c.heads_q = c.heads_kv = 1;
-          c.attention.window = {0, 0};
-          c.attention.quantization.granularity = static_cast<ScaleGranularity>(granularity);
-          c.attention.quantization.smooth_q = smooth_q;
-          c.attention.quantization.smooth_k = smooth;
-          c.attention.quantization.smooth_v = smooth;
-          c.channel_bias = 1;
-          check_quantised_case(c);
+          for (DType dtype : kDtypes) {
+            Case c = shaped(step++, {389, 389}, head_dim);
+            c.dtype = dtype;
+            c.heads_q = c.heads_kv = 1;
+            c.attention.window = {0, 0};
+            c.attention.quantization.granularity = static_cast<ScaleGranularity>(granularity);
+            c.attention.quantization.smooth_q = smooth_q;
+            c.attention.quantization.smooth_k = smooth;
+            c.attention.quantization.smooth_v = smooth;
+            c.channel_bias = 1;
+            check_quantised_case(c);
+          }
         }
       }
     }

@@ -5,13 +5,11 @@
 #include <algorithm>
 
 #include "cuda/ptx/prefetch.cuh"
-#include "cuda/quant/kernels.cuh"
+#include "cuda/quant/tile_team.cuh"
 
 namespace tessera::cuda {
 
 inline constexpr std::int64_t kChunkBytes = 4 << 20;  // of K and V: several chunks fit in L2
-
-enum Tensor { kQ, kK, kV };
 
 inline constexpr int kFarthest = 4;
 
@@ -23,7 +21,7 @@ struct Order {
   int kv_tiles = 0, q_tiles = 0;    ///< Of a chunk, of one tensor.
   int means = 0;                    ///< Jobs of a chunk;
   int statistics = 0;
-  int queries = 0;  ///< those of Q that wait for nothing,
+  int queries = 0;  ///< those of Q that wait for nothing, unless others convert it,
   int tiles = 0;    ///< and those that wait.
 
   __host__ __device__ int each() const { return means + statistics + queries + tiles; }
@@ -73,14 +71,6 @@ __device__ __forceinline__ Item find_item(const FusedTarget& to, const Order& or
     return {kQ, Step::convert, period * order.q_tiles + rest};
   }
   return tiles(Step::convert, period - order.ahead, rest - order.queries, true);
-}
-
-__device__ __forceinline__ const Source& source_of(const FusedTarget& to, Tensor tensor) {
-  return tensor == kQ ? to.q : tensor == kK ? to.k : to.v;
-}
-/// Null: nothing is subtracted.
-__device__ __forceinline__ float* means_of(const FusedTarget& to, Tensor tensor) {
-  return tensor == kQ ? to.q_means : tensor == kK ? to.k_means : nullptr;
 }
 
 /// The warp that finds jobs.
@@ -169,12 +159,8 @@ inline Order make_order(const Parameters& p, const FusedTarget& target, std::int
   order.means = (target.k_means != nullptr ? order.kv_planes : 0) + (smooth_q ? order.q_planes : 0);
   order.statistics = order.kv_tiles * (target.k_means != nullptr ? 2 : 1);
   order.tiles = order.kv_tiles * 2;
-  if (smooth_q) {
-    order.statistics += order.q_tiles;
-    order.tiles += order.q_tiles;
-  } else {
-    order.queries = order.q_tiles;
-  }
+  if (smooth_q) order.statistics += order.q_tiles;
+  if (target.q_values != nullptr) (smooth_q ? order.tiles : order.queries) += order.q_tiles;
   // A chunk's statistics and its own tiles have that many jobs of other chunks between them.
   while (order.ahead < kFarthest && order.ahead * order.each() + order.queries < in_flight) {
     ++order.ahead;

@@ -36,7 +36,9 @@ inline constexpr int kResidentThreads = sizeof(T) == 2 ? 768 : 512;
 
 /// Four numbers, each times `inverse`, to the nearest integers, even at ties, as bytes. At 3 · 2²²
 /// the units of an f32's last place are integers.
-__device__ __forceinline__ std::uint32_t quantised(const float (&x)[8], int first, float inverse) {
+template <int kCount>
+__device__ __forceinline__ std::uint32_t quantised(const float (&x)[kCount], int first,
+                                                   float inverse) {
   constexpr float kIntegers = 12582912.0f;
   const auto bits = [&](int e) {
     return __float_as_uint(__fadd_rn(__fmul_rn(x[first + e], inverse), kIntegers));

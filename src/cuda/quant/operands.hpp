@@ -11,12 +11,15 @@ inline constexpr int kTileTokens = 128;
 inline constexpr int kQueryWarp = 32;  ///< Queries that have eight scales, i % 8.
 inline constexpr int kKeyGroup = 64;   ///< Keys that have four scales, j % 8 / 2.
 
-inline constexpr int kCounterInts = 16;  ///< In front of the statistics' counters.
+/// In front of the statistics' counters: that of the quantise kernel's jobs, then those of the
+/// attention kernels.
+inline constexpr int kCounterInts = 16;
 
 /// Planes are [batch, heads]; packed problems have one of all sequences, each from its padded_begin
 /// on.
 struct QuantisedOperands {
-  std::int8_t* q = nullptr;  ///< [batch, heads_q, rows_q, pitch], zero from head_dim on.
+  /// [batch, heads_q, rows_q, pitch], zero from head_dim on. Null: the attention kernel converts q.
+  std::int8_t* q = nullptr;
   std::int8_t* k = nullptr;  ///< [batch, heads_kv, rows_kv, pitch]
   bool packed = false;       ///< Two 4-bit integers a byte in q and k, the first in its lower half.
   /// E4M3, [batch, heads_kv, head_dim_v, rows_kv]; of each 16 keys in the order 0 1 8 9 2 3 10 11 4
@@ -45,7 +48,7 @@ struct QuantiseScratch {
   float *q_sums = nullptr, *k_sums = nullptr, *v_sums = nullptr;  ///< [plane, block, channel]
   float *q_means = nullptr, *k_means = nullptr;  ///< [sequence, heads, channel], or q's of blocks.
   float *q_largest = nullptr, *k_largest = nullptr, *v_largest = nullptr;
-  int* counters = nullptr;        ///< Of the work, then of statistics; v_largest lies behind them.
+  int* counters = nullptr;        ///< Of works, then of statistics; v_largest lies behind them.
   std::size_t cleared_bytes = 0;  ///< From there to the end of v_largest.
 };
 

@@ -75,17 +75,22 @@ struct FusedTarget {
   float *q_sums = nullptr, *k_sums = nullptr;    ///< Of blocks,
   float *q_means = nullptr, *k_means = nullptr;  ///< null: nothing is subtracted.
   float* v_largest = nullptr;
-  std::int8_t *q_values = nullptr, *k_values = nullptr;
+  std::int8_t* q_values = nullptr;  ///< Null: q has statistics at most.
+  std::int8_t* k_values = nullptr;
   std::uint8_t* v_values = nullptr;
   float *q_scales = nullptr, *k_scales = nullptr, *v_scales = nullptr;
-  int* counter = nullptr;  ///< Cleared here, with all that lies behind it:
-  std::size_t cleared_bytes = 0;
-  int* state = nullptr;  ///< two of each head of k, v and q of each sequence.
+  int* counter = nullptr;  ///< kCounterInts: the first is that of jobs.
+  int* state = nullptr;    ///< Two of each head of k, v and q of each sequence.
 };
 /// Whether it takes the rows of a tensor.
 bool fused_takes(const Source& source);
 Status quantise_fused(const Parameters& p, const FusedTarget& target, int multiprocessors,
                       cudaStream_t stream);
+
+/// The same from shared memory, where the heads of a sequence fit into that of a cluster and nobody
+/// wants integers of q. Clears the counters itself.
+bool clusters_take(const Parameters& p, const FusedTarget& target);
+Status quantise_in_clusters(const Parameters& p, const FusedTarget& target, cudaStream_t stream);
 
 /// V to f16 where that is its dtype, else to bf16; zero where it is not used.
 struct HalfValuesTarget {

@@ -39,11 +39,19 @@ class Quantiser {
   }
 
  private:
+  Status clear_counters(cudaStream_t stream) const {
+    if (scratch_.counters == nullptr) return {};
+    const cudaError_t error = cudaMemsetAsync(scratch_.counters, 0, scratch_.cleared_bytes, stream);
+    if (error == cudaSuccess) return {};
+    return error_status(cudaGetLastError(), "quantise: counters");
+  }
+
   /// Means, integers and codes.
   Status run_smoothing(cudaStream_t stream) const {
     if constexpr (TESSERA_WITH_SM90 != 0) {
-      if (device_.compute_capability == 90 && fits_one_launch()) return run_fused(stream);
+      if (device_.compute_capability == 90 && fits_one_launch()) return run_one_launch(stream);
     }
+    if (Status status = clear_counters(stream); !status.ok()) return status;
     return run_passes(stream);
   }
 
@@ -53,7 +61,7 @@ class Quantiser {
            fused_takes(k_) && fused_takes(v_);
   }
 
-  Status run_fused(cudaStream_t stream) const {
+  Status run_one_launch(cudaStream_t stream) const {
     FusedTarget target;
     target.q = q_, target.k = k_, target.v = v_;
     target.levels = levels_;
@@ -64,8 +72,9 @@ class Quantiser {
     target.q_values = x_.q, target.k_values = x_.k, target.v_values = x_.v;
     target.q_scales = x_.q_scales, target.k_scales = x_.k_scales, target.v_scales = x_.v_scales;
     target.counter = scratch_.counters;
-    target.cleared_bytes = scratch_.cleared_bytes;
     target.state = scratch_.counters + kCounterInts;
+    if (clusters_take(p_, target)) return quantise_in_clusters(p_, target, stream);
+    if (Status status = clear_counters(stream); !status.ok()) return status;
     return quantise_fused(p_, target, device_.multiprocessors, stream);
   }
 
@@ -88,6 +97,7 @@ class Quantiser {
                                    x_.packed,
                                    x_.k_scales}};
     for (const RowsTarget& target : targets) {
+      if (target.values == nullptr) continue;
       if (Status status = quantise_rows(p_, target, stream); !status.ok()) return status;
     }
     return convert_values(stream);

@@ -152,10 +152,11 @@ class SharedMemory {
   }
 
   /// One thread calls it, before all others are let on. Whoever empties arrives once a warp.
-  __device__ void initialise() const {
+  /// `q_arrivals`: of those who fill a consumer's part of a tile of queries.
+  __device__ void initialise(int q_arrivals = 1) const {
     constexpr int kGroupArrivals = kGroupThreads / kWarpSize * ptx::kWarpArrivals;
     for (int q = 0; q < kQ; ++q) {
-      ptx::mbarrier_init(q_full(0, q), 1);
+      ptx::mbarrier_init(q_full(0, q), q_arrivals);
       ptx::mbarrier_init(q_empty(0, q), kGroupArrivals);
     }
     for (int stage = 0; stage < kKStages; ++stage) {
@@ -241,6 +242,9 @@ class BlockWorks {
     }
     return x;
   }
+
+  /// What comes after it; works or more: nothing.
+  __device__ __forceinline__ int after() const { return uniform(next_); }
 
  private:
   int works_;

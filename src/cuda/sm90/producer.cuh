@@ -6,6 +6,25 @@
 
 namespace tessera::cuda::sm90 {
 
+/// A work that the schedule has located, before anybody knows whether it has keys to visit.
+struct TileWork {
+  Work work;
+  Range rows, keys;
+};
+
+template <auto C>
+__device__ __forceinline__ TileWork tile_work(const Parameters& p, const TileIndex& tile) {
+  TileWork of;
+  of.work = {{uniform(tile.b), uniform(tile.h), uniform(tile.begin)},
+             uniform(sequence_of(p, tile.b))};
+  of.rows = {tile.begin, min(tile.begin + C.tile_m, of.work.sequence.q_len)};
+  of.keys = {0, 0};
+  if (!of.rows.empty()) {
+    of.keys = uniform(visible_keys(p, of.work.sequence, of.rows.begin, of.rows.end));
+  }
+  return of;
+}
+
 /// `Loader` fills tiles: load_q, load_k and load_v, each of which has the tile's full barrier count
 /// one arrival and what is to come.
 template <auto C, typename Loader>
@@ -19,9 +38,19 @@ class Producer {
 
   /// Loads what the block's works need, and says that there is nothing more.
   __device__ void run() {
+    run([](const BlockWorks&) {});
+  }
+
+  /// The same; before a work is loaded announce(works) may ask for the number of the one after.
+  template <typename Announce>
+  __device__ void run(Announce announce) {
     for (int x = works_.next(); x >= 0; x = works_.next()) {
+      announce(works_);
       const TileIndex tile = locate_work<C>(p_, schedule_, x);
-      if (tile.b >= 0) load_tile(tile);
+      if (tile.b >= 0) {
+        const TileWork of = tile_work<C>(p_, tile);
+        load(of.work, of.rows, of.keys);
+      }
     }
     finish();
   }
@@ -56,15 +85,6 @@ class Producer {
   }
 
  private:
-  __device__ void load_tile(const TileIndex& tile) {
-    const Work work{{uniform(tile.b), uniform(tile.h), uniform(tile.begin)},
-                    uniform(sequence_of(p_, tile.b))};
-    const Range rows{tile.begin, min(tile.begin + C.tile_m, work.sequence.q_len)};
-    Range keys{0, 0};
-    if (!rows.empty()) keys = uniform(visible_keys(p_, work.sequence, rows.begin, rows.end));
-    load(work, rows, keys);
-  }
-
   __device__ __forceinline__ void load_k(const Work& work, const Visit& visit, bool more) {
     const int stage = k_ring_.stage;
     ptx::mbarrier_wait(shared_.k_empty(stage), k_ring_.parity ^ 1);

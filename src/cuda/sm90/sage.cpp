@@ -8,17 +8,18 @@
 #include <string>
 #include <tuple>
 
-#include "cuda/host/launch.hpp"
+#include "cuda/host/device.hpp"
+#include "cuda/host/kernel.hpp"
 #include "cuda/host/parameters.hpp"
 #include "cuda/quant/quantise.hpp"
 #include "cuda/sm90/sage_row.hpp"
 #include "cuda/sm90/tensor_map.hpp"
+#include "quant/scheme.hpp"
 
 namespace tessera::cuda::sm90 {
 namespace {
 
 constexpr int kLargestHeadDim = 256;
-constexpr int kCounterBytes = 64;
 
 SageConfig::Scope scope_of(const Problem& problem) {
   const Quantization& scheme = problem.quantization;
@@ -28,6 +29,12 @@ SageConfig::Scope scope_of(const Problem& problem) {
                           scheme.smooth_q == SmoothQ::block;
   if (everything) return SageConfig::everything;
   return scheme.smooth_q == SmoothQ::tensor ? SageConfig::smooth_q : SageConfig::plain;
+}
+
+/// Whether blocks convert queries themselves, not the quantise kernels before them.
+bool converts_queries(const Problem& problem, const Parameters& p, const SageConfig& config) {
+  return config.converts_queries() && p.q.vectors && problem.head_dim % 8 == 0 &&
+         problem.quantization.granularity == ScaleGranularity::thread;
 }
 
 /// A tile of queries that overlaps several rows of a block mask visits what any of them lists, with
@@ -60,7 +67,8 @@ std::optional<TensorMaps> tensor_maps(const Problem& problem, const Parameters& 
     return tensor_map(
         all, {DType::f16, bytes / 2, rows, heads, batch, box_rows, box_bytes % 128 == 0 ? 64 : 32});
   };
-  const auto q = plane(x.q, p.heads_q, x.rows_q, x.pitch, 64, c.head_dim);
+  // Nobody uses q's map where blocks convert queries: any memory will do.
+  const auto q = plane(x.q != nullptr ? x.q : x.k, p.heads_q, x.rows_q, x.pitch, 64, c.head_dim);
   const auto k = plane(x.k, p.heads_kv, x.rows_kv, x.pitch, c.tile_n, c.head_dim);
   // A part of V's channels: the planes of all of them lie between heads.
   const Rows channels = {x.v, std::int64_t{p.heads_kv} * x.v_stride * x.rows_kv / 2,
@@ -76,7 +84,7 @@ class SageForward final : public CudaKernel {
   explicit SageForward(const Problem& problem)
       : CudaKernel(problem),
         variant_(choose(problem)),
-        bytes_(kCounterBytes + quantised_workspace(problem, nullptr).bytes) {}
+        bytes_(quantised_workspace(problem, nullptr).bytes) {}
 
   std::string config() const override {
     const SageConfig& c = variant_.config;
@@ -92,13 +100,13 @@ class SageForward final : public CudaKernel {
  protected:
   Status enqueue(const Arguments& arguments, cudaStream_t stream) const override {
     const Parameters p = make_parameters(problem_, arguments);
-    auto* counter = reinterpret_cast<int*>(arguments.workspace);
-    const QuantisedWorkspace to =
-        quantised_workspace(problem_, arguments.workspace + kCounterBytes);
+    QuantisedWorkspace to = quantised_workspace(problem_, arguments.workspace);
+    if (converts_queries(problem_, p, variant_.config)) to.operands.q = nullptr;
     const bool offsets = to.operands.row_offsets != nullptr &&
                          (p.lse.data != nullptr || problem_.softcap > 0 || problem_.sink);
     if (Status status = quantise(problem_, p, to, offsets, stream); !status.ok()) return status;
-    SageOperands operands{to.operands, problem_.dtype};
+    SageOperands operands{to.operands, problem_.dtype, to.scratch.q_means,
+                          quant::levels_of(problem_.precision)};
     if (!offsets) operands.tensors.row_offsets = nullptr;
     const DeviceInfo& device = device_info(problem_.device.index);
     return for_value_columns(
@@ -119,6 +127,7 @@ class SageForward final : public CudaKernel {
             }
             maps = *made;
           }
+          int* const counter = to.scratch.counters + 1 + first / variant_.config.head_dim_v;
           return variant_.enqueue(part, maps, own, counter, device, stream);
         });
   }

@@ -7,7 +7,8 @@
 //
 //   producer                                   consumer
 //   as in forward.cuh; K comes with            for each j:
-//   its scales                                   S = Q K_jᵀ, K back
+//   its scales; its other warps                  S = Q K_jᵀ, K back
+//   convert the next work's Q
 //                                                wait for its turn
 //                                                mask → P = 2^(S · scales − m), pass the turn on
 //                                                │ R = P V_j, O += R, 64 channels at a time
@@ -40,11 +41,13 @@
 #include <string_view>
 
 #include "cuda/algo/config.hpp"
-#include "cuda/host/launch.hpp"
+#include "cuda/host/launch_shape.hpp"
+#include "cuda/ptx/launches.cuh"
 #include "cuda/ptx/registers.cuh"
 #include "cuda/sm90/producer.cuh"
 #include "cuda/sm90/sage_consumer.cuh"
 #include "cuda/sm90/sage_loader.cuh"
+#include "cuda/sm90/sage_queries.cuh"
 #include "cuda/sm90/schedule.cuh"
 
 namespace tessera::cuda::sm90 {
@@ -72,14 +75,35 @@ __global__ void __launch_bounds__(KernelTraits<Config::value>::kThreads, 1)
   using Traits = KernelTraits<C>;
   extern __shared__ __align__(1024) std::byte bytes[];
   const SharedMemory<C> shared(ptx::shared_address(bytes));
-  if (threadIdx.x == 0) shared.initialise();
+  const bool converts = Traits::kConverts && operands.tensors.q == nullptr;
+  if (threadIdx.x == 0) {
+    shared.initialise(converts ? 1 + ptx::kWarpArrivals : 1);
+    if constexpr (Traits::kConverts) NextWorks<C>(shared).initialise();
+  }
   write_ones<C>(shared);
   __syncthreads();
   const int group = uniform(static_cast<int>(threadIdx.x / kGroupThreads)) - 1;
   if (group < 0) {
     ptx::give_registers<Traits::kProducerRegisters>();
-    if (threadIdx.x >= kWarpSize) return;
-    Producer<C, SageLoader<C>>(p, schedule, shared, SageLoader<C>(p, maps, operands)).run();
+    const int warp = uniform(static_cast<int>(threadIdx.x / kWarpSize));
+    // What quantise kernels have written is waited for by those who ask for it first.
+    if (warp == 0) {
+      ptx::wait_for_launch();
+      Producer<C, SageLoader<C>> producer(p, schedule, shared, SageLoader<C>(p, maps, operands));
+      if constexpr (Traits::kConverts) {
+        NextWorks<C> next(shared);
+        producer.run([&](const BlockWorks& works) {
+          if (converts) next.write(works.after());
+        });
+      } else {
+        producer.run();
+      }
+    } else if constexpr (Traits::kConverts) {
+      if (converts && warp <= Traits::kConsumers) {
+        if (C.scope == SageConfig::smooth_q) ptx::wait_for_launch();
+        QueryConverter<C>(p, schedule, operands, shared, warp - 1).run();
+      }
+    }
   } else {
     ptx::take_registers<Traits::kConsumerRegisters>();
     SageConsumer<C>(p, operands, shared, group).run();
@@ -92,14 +116,15 @@ constexpr SageVariant sage_variant() {
                 int* counter, const DeviceInfo& device, cudaStream_t stream) {
             constexpr std::string_view kName = "cuda_sage_sm90 forward";
             Schedule schedule;
-            if (Status status =
-                    make_schedule(kName, p, {C.tile_m, 1, true}, counter, device, stream, schedule);
+            if (Status status = make_schedule(kName, p, {C.tile_m, 1, true, true}, counter, device,
+                                              stream, schedule);
                 !status.ok()) {
               return status;
             }
-            return launch(
-                kName, sage_forward<Constant<C>>, std::min(schedule.works, device.multiprocessors),
-                KernelTraits<C>::kThreads, C.shared_bytes(), stream, p, maps, operands, schedule);
+            return launch(kName, sage_forward<Constant<C>>,
+                          LaunchShape{std::min(schedule.works, device.multiprocessors),
+                                      KernelTraits<C>::kThreads, C.shared_bytes(), 1, true},
+                          stream, p, maps, operands, schedule);
           }};
 }
 

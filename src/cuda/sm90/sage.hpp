@@ -35,19 +35,29 @@ struct SageConfig {
   }
   /// V's scales, for each consumer those of two works.
   constexpr int channel_bytes() const { return warpgroups() * 2 * 4 * head_dim_v; }
-  constexpr std::size_t shared_bytes() const { return ring_bytes() + channel_bytes(); }
+  /// Queries' scales, 16 for each consumer's part of a tile. With other granularities than these
+  /// they are read where the quantise kernels have left them.
+  constexpr int query_bytes() const { return extras() ? 0 : q_stages * warpgroups() * 64; }
+  /// The block's own conversion of queries needs barriers and messages of its own.
+  constexpr bool converts_queries() const { return !extras() && head_dim <= 128; }
+  constexpr int ahead_bytes() const { return converts_queries() ? 64 : 0; }
+  constexpr std::size_t shared_bytes() const {
+    return ring_bytes() + channel_bytes() + query_bytes() + ahead_bytes();
+  }
 };
 
 /// What a quantised kernel knows besides the problem.
 struct SageOperands {
-  QuantisedOperands tensors;
-  DType out = DType::f16;
+  QuantisedOperands tensors;       ///< q null: blocks convert queries themselves.
+  DType out = DType::f16;          ///< That of q, k, v and o.
+  const float* q_means = nullptr;  ///< [sequence, heads_q, head_dim], subtracted from queries.
+  float levels = 127;              ///< Largest integer.
 };
 
 /// A compiled kernel.
 struct SageVariant {
   SageConfig config;
-  /// `counter`: memory for the schedule's.
+  /// `counter`: the schedule's, 0.
   Status (*enqueue)(const Parameters& p, const TensorMaps& maps, const SageOperands& operands,
                     int* counter, const DeviceInfo& device, cudaStream_t stream);
 };

@@ -72,9 +72,9 @@ class SageConsumer : ConsumerSide<C> {
 
   /// Scales of the thread's two rows.
   __device__ __forceinline__ void read_q_scales(Registers& r, const GroupWork& work) const {
-    const QuantisedOperands& x = operands_.tensors;
-    const std::int64_t row = first_row(work);
     if constexpr (Traits::kExtras) {
+      const QuantisedOperands& x = operands_.tensors;
+      const std::int64_t row = first_row(work);
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const std::int64_t at = row + 8 * half;
@@ -83,7 +83,10 @@ class SageConsumer : ConsumerSide<C> {
       }
     } else {
       const float unit = C.scope == SageConfig::smooth_q ? 1 : p_.scale * kLog2e;
-      r.q_factor[0] = unit * x.q_scales[row / kQueryWarp * 8 + row % 8];
+      const int row = 16 * static_cast<int>(threadIdx.x % kGroupThreads / kWarpSize);
+      const int r8 = static_cast<int>(threadIdx.x % kWarpSize / 4);
+      r.q_factor[0] = unit * ptx::load_shared_float(query_scales(shared_, q_.stage, group_) +
+                                                    (row / kQueryWarp * 8 + r8) * 4);
     }
   }
 

@@ -18,11 +18,22 @@ class SageLoader {
   __device__ __forceinline__ void load_q(const SharedMemory<C>& shared, int stage, int group,
                                          const Work& work) const {
     using Tile = typename Traits::QTile;
-    const int row = begin(work.sequence.q_begin, work) + work.tile.begin;
-    if (threadIdx.x == 0) {
-      ptx::mbarrier_arrive_expect(shared.q_full(stage, group), Tile::kBytes);
-      load_panels(shared.q(stage, group), shared.q_full(stage, group), maps_.q, 0,
-                  row + group * kGroupRows, work.tile.h, plane(work));
+    const QuantisedOperands& x = operands_.tensors;
+    const std::uint32_t barrier = shared.q_full(stage, group);
+    const int row = begin(work.sequence.q_begin, work) + work.tile.begin + group * kGroupRows;
+    if (threadIdx.x == 0 && Traits::kConverts && x.q == nullptr) {
+      ptx::mbarrier_arrive(barrier);
+    } else if (threadIdx.x == 0) {
+      constexpr int kScales = kGroupRows / 4;
+      constexpr int kBytes = Traits::kExtras ? 0 : kScales * static_cast<int>(sizeof(float));
+      ptx::mbarrier_arrive_expect(barrier, Tile::kBytes + kBytes);
+      load_panels(shared.q(stage, group), barrier, maps_.q, 0, row, work.tile.h, plane(work));
+      if constexpr (!Traits::kExtras) {
+        // Warpgroups may lie behind the last row.
+        const std::int64_t at = (plane(work) * std::int64_t{p_.heads_q} + work.tile.h) * x.rows_q +
+                                min(row, x.rows_q - kGroupRows);
+        ptx::bulk_load(query_scales(shared, stage, group), x.q_scales + at / 4, kBytes, barrier);
+      }
     }
     __syncwarp();
   }

@@ -18,8 +18,11 @@ struct KernelTraits<C> {
   static constexpr int kOutTiles = C.head_dim_v / 8;
   static constexpr int kKeyGroups = C.tile_n / kKeyGroup;
   static constexpr bool kHoldsQ = false;
-  static constexpr int kChannels = C.ring_bytes();  ///< Where V's scales lie.
+  static constexpr int kChannels = C.ring_bytes();                    ///< Where V's scales lie,
+  static constexpr int kQueryScales = kChannels + C.channel_bytes();  ///< queries',
+  static constexpr int kAhead = kQueryScales + C.query_bytes();       ///< and NextWorks.
   static constexpr bool kExtras = C.extras();
+  static constexpr bool kConverts = C.converts_queries();
   static constexpr int kOffsetBytes = C.offset_bytes();
   static constexpr int kKStages = C.stages;
   static constexpr int kVStages = C.stages;
@@ -36,5 +39,13 @@ struct KernelTraits<C> {
   /// Channels by keys; the last 8 rows are ones.
   using VTile = SharedTile<Pair, C.head_dim_v + 8, C.tile_n / 2>;
 };
+
+/// Address of the 16 scales of a consumer's part of a tile of queries: of each 32 those of i % 8.
+template <SageConfig C>
+__device__ __forceinline__ std::uint32_t query_scales(const SharedMemory<C>& shared, int stage,
+                                                      int group) {
+  return shared.q(0, 0).base + KernelTraits<C>::kQueryScales +
+         (stage * KernelTraits<C>::kConsumers + group) * 64;
+}
 
 }  // namespace tessera::cuda::sm90

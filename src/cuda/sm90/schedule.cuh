@@ -21,6 +21,7 @@ struct Division {
   int tile_m;         ///< Queries of a work.
   int element_bytes;  ///< Of K and V.
   bool counts;        ///< Blocks may count works.
+  bool cleared;       ///< The counter is 0 already.
 };
 
 /// The lengths of works: all alike, known from their place in the sequence, or neither.
@@ -102,7 +103,7 @@ inline Status make_schedule(std::string_view kernel, const Parameters& p, const 
       static_cast<int>(works / std::max(p.heads_q, 1) / (p.varlen ? 1 : std::max(p.batch, 1))),
       static_cast<int>(works), static_cast<int>(std::clamp<std::int64_t>(section, 1, planes)),
       counts && division.counts ? counter : nullptr, lengths != Lengths::equal};
-  if (schedule.counter == nullptr) return {};
+  if (schedule.counter == nullptr || division.cleared) return {};
   const cudaError_t error = cudaMemsetAsync(counter, 0, sizeof(int), stream);
   if (error == cudaSuccess) return {};
   cudaGetLastError();
