@@ -11,6 +11,7 @@ std::span<const ForwardVariant> forward_candidates() {
       forward_variant<ForwardConfig{bf16, 64, 64, 192, 128, 2, 4, 4, false, false, false}>(),
       forward_variant<ForwardConfig{bf16, 64, 64, 192, 128, 2, 2, 2, false, true}>(),
       forward_variant<ForwardConfig{bf16, 64, 64, 256, 64, 2, 8, 8, false, true}>(),
+      forward_variant<ForwardConfig{bf16, 128, 128, 128, 128, 2, 2, 2, false}>(),
       forward_variant<ForwardConfig{bf16, 128, 128, 128, 128, 1, 3, 3, false}>(),
       forward_variant<ForwardConfig{bf16, 128, 128, 128, 128, 2, 3, 2, false}>(),
       forward_variant<ForwardConfig{bf16, 128, 128, 128, 112, 2, 3, 2, false}>(),

@@ -12,8 +12,6 @@ std::span<const ForwardVariant> forward_d128() {
       forward_variant<ForwardConfig{f16, 128, 128, 128, 160, 2, 2, 2, false}>(),
       forward_variant<ForwardConfig{bf16, 128, 128, 128, 128, 2, 2, 3, false}>(),
       forward_variant<ForwardConfig{f16, 128, 128, 128, 128, 2, 2, 3, false}>(),
-      forward_variant<ForwardConfig{bf16, 128, 128, 128, 128, 2, 2, 2, false}>(),
-      forward_variant<ForwardConfig{f16, 128, 128, 128, 128, 2, 2, 2, false}>(),
       forward_variant<ForwardConfig{bf16, 128, 128, 128, 64, 2, 2, 2, true}>(),
       forward_variant<ForwardConfig{f16, 128, 128, 128, 64, 2, 2, 2, true}>(),
   };

@@ -219,18 +219,23 @@ __device__ inline TileIndex locate_work(const Parameters& p, const Schedule& sch
 }
 
 /// The works of one block. With a counter: whichever is next when the block gets to it, the longest
-/// first, so that blocks end together. Without: every gridDim-th. Whole warps call it.
+/// first, so that blocks end together. Without: one of every gridDim; there and back, sums of
+/// falling lengths are alike. Whole warps call it.
 class BlockWorks {
  public:
   __device__ explicit BlockWorks(const Schedule& schedule)
-      : works_(schedule.works), counter_(schedule.counter), next_(static_cast<int>(blockIdx.x)) {}
+      : works_(schedule.works),
+        counter_(schedule.counter),
+        next_(static_cast<int>(blockIdx.x)),
+        step_(static_cast<int>(schedule.back ? 2 * (gridDim.x - blockIdx.x) - 1 : gridDim.x)) {}
 
   /// −1 at the end.
   __device__ __forceinline__ int next() {
     const int x = uniform(next_);
     if (x >= works_) return -1;
     if (counter_ == nullptr) {
-      next_ += static_cast<int>(gridDim.x);
+      next_ += step_;
+      step_ = 2 * static_cast<int>(gridDim.x) - step_;
     } else {
       // Fetched one work ahead; the other lanes' 0 does not matter to uniform.
       next_ = threadIdx.x == 0 ? atomicAdd(counter_, 1) + static_cast<int>(gridDim.x) : 0;
@@ -245,6 +250,7 @@ class BlockWorks {
   int works_;
   int* counter_;
   int next_;
+  int step_;  ///< To the next work, without a counter.
 };
 
 }  // namespace tessera::cuda::sm90

@@ -17,10 +17,11 @@ struct TensorMaps {
 /// (planes) come in sections whose K and V fit the L2 cache; within a section the last tiles of all
 /// its heads come first: under a causal mask these have the most work.
 struct Schedule {
-  int tiles;     ///< Of a sequence; packed: of a head.
-  int works;     ///< Tiles of all heads.
-  int section;   ///< Planes of a section.
-  int* counter;  ///< Counts works that were taken; null: blocks do not count.
+  int tiles;          ///< Of a sequence; packed: of a head.
+  int works;          ///< Tiles of all heads.
+  int section;        ///< Planes of a section.
+  int* counter;       ///< Counts works that were taken; null: blocks do not count.
+  bool back = false;  ///< Then they go through the works there and back.
 };
 
 /// How short queries are divided (packed.cuh): 64 rows of a warpgroup are `rows` queries of each of
