@@ -8,7 +8,10 @@
 --window logged steps, and how far each is from the mean of its seed's runs with `eager` and `sdpa`;
 and it prints, for each two attentions, how far runs of one seed are from each other at the same
 step: rms and mean over the logged steps of all such pairs, rms of the smoothed curves, and the rms
-of the means over the last quarter of the steps.
+of the means over the last quarter of the steps. Where a seed has three standard runs or more (repeats,
+PyTorch's several kernels) it says how each run's smoothed curve lies in their spread, a standard
+one's in that of the other standard ones: rms distance from their mean, and the share of the steps at
+which it is between the lowest and the highest of them.
 """
 
 from __future__ import annotations
@@ -104,6 +107,26 @@ def differences(runs: list[Run], window: int) -> dict[tuple[str, str], dict[str,
     }
 
 
+def spreads(runs: list[Run], window: int) -> list[tuple[Run, float, float]]:
+    """For each run: how far it is from the standard runs of its seed, and how often among them."""
+    found = []
+    for run in runs:
+        others = [
+            r for r in runs if r is not run and r.seed == run.seed and r.attention in STANDARD
+        ]
+        if len(others) < 3 - (run.attention in STANDARD):
+            continue
+        steps = list(run.apart(others))
+        curve, *curves = (
+            smoothed([r.losses[s] for s in steps], window) for r in (run, *others)
+        )
+        columns = list(zip(*curves))
+        apart = [x - sum(c) / len(c) for x, c in zip(curve, columns)]
+        inside = sum(min(c) <= x <= max(c) for x, c in zip(curve, columns)) / len(steps)
+        found.append((run, rms(apart), inside))
+    return found
+
+
 def draw_losses(runs: list[Run], window: int, output: str) -> None:
     """Loss against step, and each run's distance from the standard ones of its seed."""
     figure, (curves, distances) = plt.subplots(1, 2, figsize=(11, 4))
@@ -184,6 +207,11 @@ def main(arguments: list[str] | None = None) -> None:
         print(
             f"{a} and {b}: {d['pairs']} pairs, rms {d['rms']:.4f}, mean {d['mean']:+.4f}, "
             f"smoothed {d['smoothed']:.4f}, end {d['end']:.4f}"
+        )
+    for run, apart, inside in spreads(runs, options.window):
+        print(
+            f"{run.attention}, seed {run.seed}: {apart:.4f} from the standard runs, "
+            f"among them at {inside:.0%} of the steps"
         )
 
 

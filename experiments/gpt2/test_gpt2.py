@@ -117,6 +117,12 @@ def test_benchmark(tmp_path, part):
     assert json.loads(path.read_text())["records"] == records
 
 
+def test_sdpa_kernel(tmp_path):
+    run(tmp_path / "a", "--steps", "2", "--attention", "sdpa", "--sdpa-kernel", "math")
+    options = json.loads((tmp_path / "a" / "run.json").read_text())["options"]
+    assert options["sdpa_kernel"] == "math"
+
+
 def test_plots(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     import plot
@@ -133,6 +139,14 @@ def test_plots(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()[-2:]
     assert lines[0].startswith("eager and tessera: 1 pairs, rms 0.0000, mean")
     assert lines[1].startswith("sdpa and tessera: 1 pairs, rms 0.0000, mean")
+    for name, loss in (("eager", 3.0), ("eager", 3.2), ("sdpa", 3.1), ("tessera", 3.15)):
+        folder = tmp_path / f"spread-{loss}" / name
+        folder.mkdir(parents=True)
+        (folder / "log.csv").write_text(f"step,loss\n0,{loss}\n1,{loss}\n")
+    plot.main(["loss", *map(str, tmp_path.glob("spread-*/*")), "--output", str(picture)])
+    lines = capsys.readouterr().out.splitlines()
+    assert "tessera, seed 0: 0.0500 from the standard runs, among them at 100% of the steps" in lines
+    assert "eager, seed 0: 0.1500 from the standard runs, among them at 0% of the steps" in lines
     rows = [
         dict(size="small", context=c, attention="tessera", compiled=True, tokens_per_second=1e5,
              peak_bytes=c << 20)

@@ -14,6 +14,7 @@ far as the kernels are deterministic (--deterministic makes them).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import os
 import time
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
@@ -30,6 +32,12 @@ import model as gpt2
 
 VALIDATION_STEP = 1 << 30  # validation batches are drawn as those of steps from here on
 CHECKPOINT = "checkpoint.pt"
+SDPA_KERNELS = {
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "math": SDPBackend.MATH,
+}
 # What must not change between a checkpoint and the run that resumes from it.
 FIXED = ("size", "context", "batch", "seed", "precision", "dropout", "vocabulary")
 
@@ -229,6 +237,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     add("--output", required=True, help="folder of the run")
     add("--size", default="small", choices=gpt2.SIZES)
     add("--attention", default="tessera", choices=gpt2.ATTENTIONS)
+    add("--sdpa-kernel", choices=SDPA_KERNELS, help="which of PyTorch's kernels sdpa takes")
     add("--pattern", default="local_global", choices=gpt2.PATTERNS, help="of tessera_sparse")
     add(
         "--evaluate",
@@ -265,7 +274,9 @@ def main(arguments: list[str] | None = None) -> None:
     torch.use_deterministic_algorithms(options.deterministic)
     Path(options.output).mkdir(parents=True, exist_ok=True)
     workers = Workers(options.device)
-    run(options, workers)
+    kernel = options.sdpa_kernel
+    with sdpa_kernel(SDPA_KERNELS[kernel]) if kernel else contextlib.nullcontext():
+        run(options, workers)
     workers.close()
 
 

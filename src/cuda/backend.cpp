@@ -8,7 +8,7 @@
 
 #include "cuda/generic/generic.hpp"
 #include "cuda/host/device.hpp"
-#include "cuda/host/launch.hpp"
+#include "cuda/host/kernel.hpp"
 #include "cuda/sm80/row.hpp"
 #include "cuda/sm80/split_kv.hpp"
 #include "cuda/sm90/row.hpp"

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <array>
+#include <optional>
 #include <set>
 #include <utility>
 
@@ -117,6 +118,19 @@ constexpr Sizes kFewQueries = {
     {{{64, 64}, {128, 128}, {256, 256}, {40, 40}, {192, 128}, {16, 200}, {59, 59}, {96, 96}}},
     {{{2, 2}, {8, 2}, {20, 1}}}};
 
+/// Head dims that few kernels take.
+constexpr Sizes kLargeHeadDims = {
+    {{{1, 3}, {2, 1}, {32, 48}, {50, 97}, {17, 70}, {65, 1}, {49, 33}, {65, 65}, {20, 16}}},
+    {{{264, 264},
+      {320, 320},
+      {384, 384},
+      {391, 391},
+      {512, 512},
+      {448, 300},
+      {257, 40},
+      {64, 500}}},
+    {{{2, 2}, {2, 1}, {3, 1}}}};
+
 void set_sizes(const Settings& s, const Sizes& sizes, Case& c) {
   std::tie(c.seq_q, c.seq_kv) = sizes.lengths[s[kLengths]];
   std::tie(c.head_dim, c.head_dim_v) = sizes.dims[s[kHeadDim]];
@@ -178,15 +192,23 @@ Case to_case(const Settings& s, const Sizes& sizes) {
   return c;
 }
 
-void sweep(const Sizes& sizes) {
+void sweep(const Sizes& sizes, std::optional<DType> only = {}) {
   const std::vector<Settings> rows = covering_array();
   std::printf("pairwise: %zu cases cover every pair of settings\n", rows.size());
-  for (const Settings& settings : rows) check_case(to_case(settings, sizes));
+  for (const Settings& settings : rows) {
+    Case c = to_case(settings, sizes);
+    c.dtype = only.value_or(c.dtype);
+    check_case(c);
+  }
 }
 
 TEST(Pairwise, EveryPairOfSettings) { sweep(kRagged); }
 
 TEST(Pairwise, EveryPairOfSettingsWithFewQueries) { sweep(kFewQueries); }
+
+TEST(Pairwise, EveryPairOfSettingsWithLargeHeadDims) { sweep(kLargeHeadDims); }
+
+TEST(Pairwise, EveryPairOfSettingsWithLargeHeadDimsInF32) { sweep(kLargeHeadDims, DType::f32); }
 
 }  // namespace
 }  // namespace tessera::test

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "tessera/block_mask.hpp"
+#include "tessera/block_mask_view.hpp"
 #include "tessera/tensor.hpp"
 
 namespace tessera::cuda {

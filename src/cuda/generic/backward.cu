@@ -15,6 +15,7 @@
 #include "cuda/algo/gradient_passes.hpp"
 #include "cuda/generic/generic.hpp"
 #include "cuda/generic/tile.cuh"
+#include "cuda/host/kernel.hpp"
 #include "cuda/host/launch.hpp"
 #include "cuda/host/parameters.hpp"
 

@@ -10,6 +10,7 @@
 #include "cuda/algo/config.hpp"
 #include "cuda/generic/generic.hpp"
 #include "cuda/generic/tile.cuh"
+#include "cuda/host/kernel.hpp"
 #include "cuda/host/launch.hpp"
 #include "cuda/host/parameters.hpp"
 

@@ -1,5 +1,5 @@
 #include "cuda/generic/generic.hpp"
-#include "cuda/host/launch.hpp"
+#include "cuda/host/kernel.hpp"
 
 namespace tessera::cuda::generic {
 

@@ -6,6 +6,7 @@
 
 #include "cuda/algo/gradient_passes.hpp"
 #include "cuda/generic/generic.hpp"
+#include "cuda/host/device.hpp"
 #include "cuda/host/parameters.hpp"
 #include "cuda/host/tiles.hpp"
 

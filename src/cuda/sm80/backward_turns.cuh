@@ -12,7 +12,7 @@
 #pragma once
 
 #include "cuda/ptx/reduce.cuh"
-#include "cuda/sm80/backward.hpp"
+#include "cuda/sm80/backward_variants.hpp"
 #include "cuda/tile/products.cuh"
 
 namespace tessera::cuda::sm80 {

@@ -3,7 +3,7 @@
 
 #include "cuda/algo/block_walk.cuh"
 #include "cuda/algo/uniform.cuh"
-#include "cuda/sm80/backward.hpp"
+#include "cuda/sm80/backward_variants.hpp"
 #include "cuda/tile/products.cuh"
 
 namespace tessera::cuda::sm80 {

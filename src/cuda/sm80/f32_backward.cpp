@@ -6,12 +6,13 @@
 
 #include "cuda/algo/gradient_passes.hpp"
 #include "cuda/generic/generic.hpp"
+#include "cuda/host/device.hpp"
 #include "cuda/host/parameters.hpp"
 
 namespace tessera::cuda::sm80 {
 namespace {
 
-constexpr int kLargestHeadDim = 256;
+constexpr int kLargestHeadDim = 512;
 constexpr std::size_t kAlignment = 64;
 
 bool wants_extras(const Problem& problem) {
@@ -24,7 +25,8 @@ F32BackwardVariant choose(const Problem& problem) {
   const int shared_bytes = device_info(problem.device.index).shared_bytes;
   const bool extras = wants_extras(problem);
   for (const F32BackwardVariant variant :
-       {f32_backward_d64(extras), f32_backward_d128(extras), f32_backward_d256(extras)}) {
+       {f32_backward_d64(extras), f32_backward_d128(extras), f32_backward_d256(extras),
+        f32_backward_d384(), f32_backward_d512()}) {
     const bool fits =
         std::all_of(variant.begin(), variant.end(), [&](const F32BackwardKernel& kernel) {
           return std::max(problem.head_dim, problem.head_dim_v) <= kernel.config.head_dim &&
@@ -52,14 +54,16 @@ bool is_wanted(F32Gradients gradients, const Gradients& g) {
 
 /// Where things lie in the workspace, in bytes, behind delta: linear in the rows of all tensors.
 struct F32Backward::Workspace {
-  SplitShape q, k, v, d_o;
+  SplitShape q, k, v, d_o;  ///< Empty if the kernels read f32.
   std::size_t q_at, k_at, v_at, d_o_at, end;
 };
+
+bool F32Backward::reads_terms() const { return !variant_.front().config.slices; }
 
 F32Backward::Workspace F32Backward::workspace() const {
   const std::int64_t batch = problem_.varlen ? 1 : problem_.batch;
   const auto shape = [&](std::int64_t heads, std::int64_t seq, std::int64_t columns) {
-    return SplitShape{batch, heads, seq, static_cast<int>(columns)};
+    return reads_terms() ? SplitShape{batch, heads, seq, static_cast<int>(columns)} : SplitShape{};
   };
   Workspace w;
   w.q = shape(problem_.heads_q, problem_.seq_q, problem_.head_dim);

@@ -20,11 +20,10 @@
 // and all warps have left the stage that the next copies go to.
 #pragma once
 
-#include "cuda/algo/block_walk.cuh"
 #include "cuda/algo/config.hpp"
-#include "cuda/algo/score_tile.cuh"
-#include "cuda/sm80/backward_scores.cuh"
-#include "cuda/sm80/f32_backward.hpp"
+#include "cuda/algo/uniform.cuh"
+#include "cuda/host/launch.hpp"
+#include "cuda/sm80/f32_backward_slices.cuh"
 #include "cuda/sm80/forward.cuh"
 #include "cuda/tile/f32_tile.cuh"
 
@@ -79,9 +78,8 @@ struct F32BackwardTiles {
       SplitOperand a[kRowTiles];
 #pragma unroll
       for (int r = 0; r < kRowTiles; ++r) a[r] = read_split_a(outer, row + 16 * r, k);
-      multiply_split<kScoresWide, kFirst>(s, a, [&](std::uint32_t(&b)[4], int c, int t) {
-        read_b_transposed(b, inner.term(t), 16 * c, k);
-      });
+      multiply_split<kScoresWide, kFirst>(
+          s, a, [&](int c) { return read_split_b_transposed(inner, 16 * c, k); });
     }
   }
 
@@ -93,8 +91,7 @@ struct F32BackwardTiles {
       SplitOperand a[kRowTiles];
 #pragma unroll
       for (int r = 0; r < kRowTiles; ++r) a[r] = split_operand(scores[r], k);
-      multiply_split<kWide>(
-          acc, a, [&](std::uint32_t(&b)[4], int c, int t) { read_b(b, inner.term(t), 16 * k, c); });
+      multiply_split<kWide>(acc, a, [&](int c) { return read_split_b(inner, 16 * k, c); });
     }
   }
 
@@ -119,54 +116,6 @@ struct F32BackwardTiles {
       }
     }
   }
-};
-
-/// lse in the form that e^(s − lse) is 0 where a row sees nothing, and delta.
-struct RowGradientScalars {
-  float lse = plus_infinity();
-  float delta = 0;
-};
-
-__device__ __forceinline__ RowGradientScalars row_scalars(const Parameters& p, const Gradients& g,
-                                                          const Sequence& sequence, int b, int h,
-                                                          int i) {
-  RowGradientScalars row;
-  if (i >= sequence.q_len) return row;
-  const float lse = *scalar_of(p.lse, b, h, sequence.q_begin + i);
-  if (lse == minus_infinity()) return row;
-  return {lse, *scalar_of(g.delta, b, h, sequence.q_begin + i)};
-}
-
-/// The query tiles that see a tile of keys, head by head.
-template <int kQueries>
-class GroupWalk {
-  using Walk = BlockWalk<Side::keys, kQueries>;
-
- public:
-  __device__ GroupWalk(const Parameters& p, int b, int h_kv, Range keys, Range queries)
-      : p_(p),
-        b_(b),
-        h_end_((h_kv + 1) * p.group),
-        keys_(keys),
-        queries_(queries),
-        h_(h_kv * p.group),
-        walk_(p, b, h_, keys, queries) {}
-
-  __device__ bool next(Visit& visit, int& h) {
-    while (!walk_.next(visit)) {
-      if (++h_ >= h_end_) return false;
-      walk_ = Walk(p_, b_, h_, keys_, queries_);
-    }
-    h = h_;
-    return true;
-  }
-
- private:
-  const Parameters& p_;
-  const int b_, h_end_;
-  const Range keys_, queries_;
-  int h_;
-  Walk walk_;
 };
 
 template <typename ConfigOf>
@@ -214,7 +163,7 @@ __global__ void __launch_bounds__(F32BackwardTiles<ConfigOf::value>::kThreads, 1
     ptx::cp_async_commit();
     const int thread = static_cast<int>(threadIdx.x);
     if (thread >= C.inner) return;
-    const RowGradientScalars row = row_scalars(p, g, sequence, b, h, visit.begin + thread);
+    const RowGradientScalars row = row_scalars(p, g, sequence, b, h, visit.begin + thread).hidden();
     scalars[stage * S::kScalars + thread] = row.lse;
     scalars[stage * S::kScalars + C.inner + thread] = row.delta;
   };
@@ -244,18 +193,9 @@ __global__ void __launch_bounds__(F32BackwardTiles<ConfigOf::value>::kThreads, 1
     if constexpr (kForK) S::multiply_rows(d_p, v, warp_row, d_o);
     const float* lse = scalars + stage * S::kScalars;
     const Rules rules(p, sequence, b, h, warp_keys.begin, now.begin, {lse, lse + C.inner});
-    unsigned kept = ~0u;
-    if constexpr (C.extras) {
-      kept = rules.apply_extras(s, d_p);
-    } else {
-      rules.subtract_delta(d_p);
-    }
-    if (!all_visible(p, sequence, {now.begin, now.begin + C.inner},
-                     {warp_keys.begin, warp_keys.begin + 16 * S::kRowTiles})) {
-      rules.hide_positions(s);
-    }
-    if (now.full == 0) rules.hide_blocks(s);
-    rules.finish(s, d_p, C.extras ? 1.0f : p.scale, kept);
+    const bool positions = !all_visible(p, sequence, {now.begin, now.begin + C.inner},
+                                        {warp_keys.begin, warp_keys.begin + 16 * S::kRowTiles});
+    differentiate<C.extras>(s, d_p, rules, p, positions, now.full != 0);
     if constexpr (kForV) S::multiply_scores(d_v, s, d_o);
     if constexpr (kForK) S::multiply_scores(d_k, d_p, q);
   }
@@ -313,13 +253,11 @@ __global__ void __launch_bounds__(F32BackwardTiles<ConfigOf::value>::kThreads, 1
   for (int r = 0; r < S::kRowTiles; ++r) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      rows[r][half] =
-          row_scalars(p, g, sequence, b, h, i0 + warp_row + 16 * r + 8 * half + lane_id() / 4);
+      const int i = i0 + warp_row + 16 * r + 8 * half + lane_id() / 4;
+      rows[r][half] = row_scalars(p, g, sequence, b, h, i).hidden();
     }
   }
   const Rules rules(p, sequence, b, h, i0);
-  const bool scored = C.extras && Rules::needed(p);
-  const float factor = scored ? 1.0f : p.scale;
 
   typename S::Accumulator d_q = {};
   if (!keys.empty()) load_queries();
@@ -341,39 +279,8 @@ __global__ void __launch_bounds__(F32BackwardTiles<ConfigOf::value>::kThreads, 1
     typename S::Scores s = {}, d_p = {};
     S::multiply_rows(s, q, warp_row, k);
     S::multiply_rows(d_p, d_o, warp_row, v);
-    const float keep_scale = C.extras ? p.keep_scale : 1.0f;
-    if constexpr (C.extras) {
-      if (p.dropout_threshold != 0) rules.drop(d_p, now.begin);
-    }
-#pragma unroll
-    for (int r = 0; r < S::kRowTiles; ++r) {
-#pragma unroll
-      for (int c = 0; c < S::kColumnTiles; ++c) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          d_p[r][c][e] = fmaf(keep_scale, d_p[r][c][e], -rows[r][e / 2].delta);
-        }
-      }
-    }
-    if constexpr (C.extras) {
-      if (p.softcap > 0) rules.multiply_by_cap_slope(d_p, s);
-      if (scored) rules.score(s, now.begin);
-    }
-    if (now.full == 0) rules.mask_blocks(s, now.begin);
-    if (now.begin < whole.begin || now.begin + C.inner > whole.end) {
-      rules.mask_positions(s, now.begin);
-    }
-#pragma unroll
-    for (int r = 0; r < S::kRowTiles; ++r) {
-#pragma unroll
-      for (int c = 0; c < S::kColumnTiles; ++c) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const float score = __fmul_rn(s[r][c][e], factor);  // as the forward pass rounds it
-          d_p[r][c][e] *= ptx::exp2(__fsub_rn(score, rows[r][e / 2].lse) * kLog2e);
-        }
-      }
-    }
+    const bool positions = now.begin < whole.begin || now.begin + C.inner > whole.end;
+    differentiate<C.extras>(s, d_p, rules, p, rows, now.begin, positions, now.full != 0);
     S::multiply_scores(d_q, d_p, k);
   }
   S::store(g.d_q, b, h, sequence.q_begin, i0 + warp_row, sequence.q_rows, p.head_dim, d_q, p.scale);
@@ -382,24 +289,39 @@ __global__ void __launch_bounds__(F32BackwardTiles<ConfigOf::value>::kThreads, 1
 template <F32BackwardConfig C>
 Status enqueue_f32_backward(const Parameters& p, const Gradients& g, const SplitInputs& terms,
                             cudaStream_t stream) {
-  using S = F32BackwardTiles<C>;
+  constexpr int kThreads = C.warps * kWarpSize;
   if constexpr (C.gradients == F32Gradients::d_q) {
-    return launch("cuda_sm80_f32 d_q", f32_d_q<Constant<C>>,
-                  tiles_per_head(p, p.seq_q, C.outer) * p.heads_q, S::kThreads, S::kSharedBytes,
-                  stream, p, g, terms);
+    const std::int64_t blocks = tiles_per_head(p, p.seq_q, C.outer) * p.heads_q;
+    if constexpr (C.slices) {
+      return launch("cuda_sm80_f32 d_q", f32_d_q_slices<Constant<C>>, blocks, kThreads,
+                    C.shared_bytes(), stream, p, g);
+    } else {
+      return launch("cuda_sm80_f32 d_q", f32_d_q<Constant<C>>, blocks, kThreads, C.shared_bytes(),
+                    stream, p, g, terms);
+    }
   } else {
     const std::int64_t tiles = tiles_per_head(p, p.seq_kv, C.outer);
-    return launch("cuda_sm80_f32 d_kv", f32_d_kv<Constant<C>>, tiles * p.heads_kv, S::kThreads,
-                  S::kSharedBytes, stream, p, g, terms, static_cast<int>(tiles));
+    const std::int64_t blocks = tiles * p.heads_kv;
+    if constexpr (C.slices) {
+      return launch("cuda_sm80_f32 d_kv", f32_d_kv_slices<Constant<C>>, blocks, kThreads,
+                    C.shared_bytes(), stream, p, g, static_cast<int>(tiles));
+    } else {
+      return launch("cuda_sm80_f32 d_kv", f32_d_kv<Constant<C>>, blocks, kThreads, C.shared_bytes(),
+                    stream, p, g, terms, static_cast<int>(tiles));
+    }
   }
+}
+
+template <F32BackwardConfig C>
+constexpr F32BackwardKernel f32_backward_kernel() {
+  return {C, enqueue_f32_backward<C>};
 }
 
 /// Without and with extras.
 template <F32BackwardConfig... kConfigs>
 F32BackwardVariant f32_backward_variant(bool extras) {
-  static constexpr F32BackwardKernel kPlain[] = {{kConfigs, enqueue_f32_backward<kConfigs>}...};
-  static constexpr F32BackwardKernel kExtras[] = {
-      {kConfigs.with_extras(), enqueue_f32_backward<kConfigs.with_extras()>}...};
+  static constexpr F32BackwardKernel kPlain[] = {f32_backward_kernel<kConfigs>()...};
+  static constexpr F32BackwardKernel kExtras[] = {f32_backward_kernel<kConfigs.with_extras()>()...};
   return extras ? F32BackwardVariant(kExtras) : F32BackwardVariant(kPlain);
 }
 

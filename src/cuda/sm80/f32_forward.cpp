@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include "cuda/host/device.hpp"
 #include "cuda/host/parameters.hpp"
 
 namespace tessera::cuda::sm80 {

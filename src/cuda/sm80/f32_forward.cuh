@@ -29,9 +29,10 @@
 #include "cuda/algo/config.hpp"
 #include "cuda/algo/score_tile.cuh"
 #include "cuda/algo/softmax_f32.cuh"
+#include "cuda/host/launch.hpp"
 #include "cuda/ptx/barrier.cuh"
 #include "cuda/ptx/opaque.cuh"
-#include "cuda/sm80/f32_forward.hpp"
+#include "cuda/sm80/f32_forward_variants.hpp"
 #include "cuda/sm80/forward.cuh"
 #include "cuda/tile/f32_tile.cuh"
 
@@ -221,7 +222,7 @@ class F32ForwardTile {
         for (int e = 0; e < 4; ++e) s[r][n][e] = 0;
       }
     }
-    const QTile q_part{q_.base + part_ * kDims * static_cast<int>(sizeof(float))};
+    const QTile q_part = q_.columns_from(part_ * kDims);
 #pragma unroll
     for (int k = 0; k < kSteps; ++k) {
       SplitOperand q[kRowTiles];
@@ -233,8 +234,8 @@ class F32ForwardTile {
           q[r] = read_split_a(q_part, warp_row_ + 16 * r, k);
         }
       }
-      multiply_split<kScoresWide>(s, q, [&](std::uint32_t(&b)[4], int c, int t) {
-        read_b_transposed(b, keys.term(t).columns_from(part_ * kDims), 16 * c, k);
+      multiply_split<kScoresWide>(s, q, [&](int c) {
+        return read_split_b_transposed(keys.columns_from(part_ * kDims), 16 * c, k);
       });
     }
   }
@@ -271,8 +272,8 @@ class F32ForwardTile {
       SplitOperand p[kRowTiles];
 #pragma unroll
       for (int r = 0; r < kRowTiles; ++r) p[r] = split_operand(weights[r], k);
-      multiply_split<kWide>(o_, p, [&](std::uint32_t(&b)[4], int c, int t) {
-        read_b(b, values.term(t).columns_from(part_ * kOutDims), 16 * k, c);
+      multiply_split<kWide>(o_, p, [&](int c) {
+        return read_split_b(values.columns_from(part_ * kOutDims), 16 * k, c);
       });
     }
   }

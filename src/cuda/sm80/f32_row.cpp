@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 
-#include "cuda/host/launch.hpp"
+#include "cuda/host/device.hpp"
+#include "cuda/host/kernel.hpp"
 #include "cuda/sm80/f32_backward.hpp"
 #include "cuda/sm80/f32_forward.hpp"
 #include "cuda/sm80/row.hpp"
@@ -28,7 +29,7 @@ std::unique_ptr<Kernel> make(const Problem& problem) {
 
 const Row kSm80F32Row{
     "cuda_sm80_f32",
-    "f32, forward and backward, head dims to 512 (backward 256), tensor cores on three bf16 terms",
-    no_device, reject, make};
+    "f32, forward and backward, head dims to 512, tensor cores on three bf16 terms", no_device,
+    reject, make};
 
 }  // namespace tessera::cuda::sm80

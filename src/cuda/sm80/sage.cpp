@@ -6,7 +6,8 @@
 #include <memory>
 #include <string>
 
-#include "cuda/host/launch.hpp"
+#include "cuda/host/device.hpp"
+#include "cuda/host/kernel.hpp"
 #include "cuda/host/parameters.hpp"
 #include "cuda/host/reject.hpp"
 #include "cuda/host/tiles.hpp"

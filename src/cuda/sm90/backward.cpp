@@ -4,6 +4,9 @@
 
 #include <algorithm>
 
+#include "cuda/sm80/backward.hpp"
+#include "cuda/sm90/backward_variants.hpp"
+
 namespace tessera::cuda::sm90 {
 namespace {
 

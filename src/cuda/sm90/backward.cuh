@@ -45,6 +45,7 @@
 #include <array>
 
 #include "cuda/algo/config.hpp"
+#include "cuda/host/launch.hpp"
 #include "cuda/ptx/registers.cuh"
 #include "cuda/sm90/backward_consumer.cuh"
 #include "cuda/sm90/backward_producer.cuh"

@@ -6,7 +6,7 @@
 #include "cuda/ptx/mbarrier.cuh"
 #include "cuda/ptx/opaque.cuh"
 #include "cuda/sm80/backward_tiles.cuh"
-#include "cuda/sm90/backward.hpp"
+#include "cuda/sm90/backward_variants.hpp"
 #include "cuda/tile/group_products.cuh"
 
 namespace tessera::cuda::sm90 {

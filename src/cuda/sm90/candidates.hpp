@@ -1,7 +1,7 @@
 // Variants that are in no table, to be measured.
 #pragma once
 
-#include "cuda/sm90/forward.hpp"
+#include "cuda/sm90/forward_variants.hpp"
 
 namespace tessera::cuda::sm90 {
 

@@ -10,6 +10,7 @@
 #include <tuple>
 #include <vector>
 
+#include "cuda/host/device.hpp"
 #include "cuda/host/parameters.hpp"
 #include "cuda/sm90/candidates.hpp"
 #include "cuda/sm90/tensor_map.hpp"

@@ -40,6 +40,7 @@
 #include <string_view>
 
 #include "cuda/algo/config.hpp"
+#include "cuda/host/launch.hpp"
 #include "cuda/ptx/registers.cuh"
 #include "cuda/sm90/consumer.cuh"
 #include "cuda/sm90/forward_loader.cuh"

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "cuda/algo/element.cuh"
-#include "cuda/sm90/forward.hpp"
+#include "cuda/sm90/forward_variants.hpp"
 #include "cuda/sm90/pipeline.cuh"
 
 namespace tessera::cuda::sm90 {

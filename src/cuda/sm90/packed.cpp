@@ -6,7 +6,11 @@
 #include <algorithm>
 #include <optional>
 
+#include "cuda/host/device.hpp"
+#include "cuda/host/kernel.hpp"
 #include "cuda/host/parameters.hpp"
+#include "cuda/sm90/forward.hpp"
+#include "cuda/sm90/packed_variants.hpp"
 #include "cuda/sm90/tensor_map.hpp"
 
 namespace tessera::cuda::sm90 {

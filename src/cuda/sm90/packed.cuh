@@ -14,9 +14,10 @@
 #include <algorithm>
 
 #include "cuda/algo/config.hpp"
+#include "cuda/host/launch.hpp"
 #include "cuda/ptx/registers.cuh"
 #include "cuda/sm90/consumer.cuh"
-#include "cuda/sm90/packed.hpp"
+#include "cuda/sm90/packed_variants.hpp"
 #include "cuda/sm90/producer.cuh"
 
 namespace tessera::cuda::sm90 {

@@ -2,7 +2,8 @@
 
 #include <fmt/format.h>
 
-#include "cuda/host/launch.hpp"
+#include "cuda/host/device.hpp"
+#include "cuda/host/kernel.hpp"
 #include "cuda/host/reject.hpp"
 #include "cuda/sm90/backward.hpp"
 #include "cuda/sm90/forward.hpp"

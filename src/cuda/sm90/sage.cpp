@@ -8,7 +8,8 @@
 #include <string>
 #include <tuple>
 
-#include "cuda/host/launch.hpp"
+#include "cuda/host/device.hpp"
+#include "cuda/host/kernel.hpp"
 #include "cuda/host/parameters.hpp"
 #include "cuda/quant/quantise.hpp"
 #include "cuda/sm90/sage_row.hpp"

@@ -40,7 +40,7 @@ __device__ __forceinline__ SplitPair split(float low, float high) {
   return pair;
 }
 
-/// An operand A [16 × 16].
+/// An operand A [16 × 16], or two operands B [16 × 8], the second behind the first.
 struct SplitOperand {
   std::uint32_t terms[kTerms][4];
 
@@ -89,14 +89,37 @@ struct SplitTile {
   std::uint32_t base = 0;
 
   __device__ __forceinline__ Term term(int t) const { return {base + t * Term::kBytes}; }
+
+  /// The columns from `column` on, a multiple of a panel's, as a tile of their own.
+  __device__ __forceinline__ SplitTile columns_from(int column) const {
+    return {term(0).columns_from(column).base};
+  }
 };
+
+/// Operands B of all terms, as products.cuh has those of one.
+template <int kRows, int kCols>
+__device__ __forceinline__ SplitOperand read_split_b(const SplitTile<kRows, kCols>& tile, int row,
+                                                     int n) {
+  SplitOperand b;
+#pragma unroll
+  for (int t = 0; t < kTerms; ++t) read_b(b.terms[t], tile.term(t), row, n);
+  return b;
+}
+template <int kRows, int kCols>
+__device__ __forceinline__ SplitOperand read_split_b_transposed(const SplitTile<kRows, kCols>& tile,
+                                                                int row, int k) {
+  SplitOperand b;
+#pragma unroll
+  for (int t = 0; t < kTerms; ++t) read_b_transposed(b.terms[t], tile.term(t), row, k);
+  return b;
+}
 
 enum class Operand { a, b };
 
 /// acc += a · b for one k step of 16, the terms of operand kFirst in falling order: exchanging the
-/// operands and kFirst gives the same bits. read(b, c, t) gives term t of the two operands B of
-/// column tiles 2 c and 2 c + 1. kWide pairs of column tiles are computed side by side: products of
-/// one accumulator wait for each other.
+/// operands and kFirst gives the same bits. read(c) gives the two operands B of column tiles 2 c
+/// and 2 c + 1. kWide pairs of column tiles are computed side by side: products of one accumulator
+/// wait for each other.
 template <int kWide, Operand kFirst = Operand::a, int kR, int kC, typename Read>
 __device__ __forceinline__ void multiply_split(float (&acc)[kR][kC][4], const SplitOperand (&a)[kR],
                                                Read read) {
@@ -104,13 +127,10 @@ __device__ __forceinline__ void multiply_split(float (&acc)[kR][kC][4], const Sp
   static_assert(kC % (2 * kWide) == 0);
 #pragma unroll
   for (int first = 0; first < kC; first += 2 * kWide) {
-    std::uint32_t b[kWide][kTerms][4];
+    SplitOperand b[kWide];
     float sum[kR][2 * kWide][4];
 #pragma unroll
-    for (int w = 0; w < kWide; ++w) {
-#pragma unroll
-      for (int t = 0; t < kTerms; ++t) read(b[w][t], first / 2 + w, t);
-    }
+    for (int w = 0; w < kWide; ++w) b[w] = read(first / 2 + w);
 #pragma unroll
     for (int pair = 0; pair < 6; ++pair) {
 #pragma unroll
@@ -118,7 +138,7 @@ __device__ __forceinline__ void multiply_split(float (&acc)[kR][kC][4], const Sp
 #pragma unroll
         for (int c = 0; c < 2 * kWide; ++c) {
           const auto& left = a[r].terms[kPairs[pair][kFirst == Operand::a ? 0 : 1]];
-          const auto& right = b[c / 2][kPairs[pair][kFirst == Operand::a ? 1 : 0]];
+          const auto& right = b[c / 2].terms[kPairs[pair][kFirst == Operand::a ? 1 : 0]];
           if (pair == 0) {
             ptx::mma_m16n8k16_fresh<__nv_bfloat16>(sum[r][c], left, right[c % 2 * 2],
                                                    right[c % 2 * 2 + 1]);

@@ -1,8 +1,9 @@
-#include "cuda/host/launch.hpp"
+#include "cuda/host/kernel.hpp"
 
 #include <fmt/format.h>
 
 #include "cuda/algo/parameters.hpp"
+#include "cuda/host/device.hpp"
 #include "cuda/host/probe.hpp"
 #include "cuda/host/reject.hpp"
 
