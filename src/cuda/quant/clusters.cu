@@ -11,7 +11,7 @@
 // one, and nobody waits for anybody outside of the cluster. Longer sequences are left to it.
 #include <algorithm>
 
-#include "cuda/host/launch_shape.hpp"
+#include "cuda/host/launch.hpp"
 #include "cuda/ptx/cluster.cuh"
 #include "cuda/ptx/launches.cuh"
 #include "cuda/ptx/shared.cuh"

@@ -20,6 +20,7 @@
 #include "cuda/algo/merge_splits.hpp"
 #include "cuda/algo/score.cuh"
 #include "cuda/algo/softmax.cuh"
+#include "cuda/host/device.hpp"
 #include "cuda/host/kernel.hpp"
 #include "cuda/host/launch.hpp"
 #include "cuda/host/parameters.hpp"

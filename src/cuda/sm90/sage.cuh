@@ -41,7 +41,7 @@
 #include <string_view>
 
 #include "cuda/algo/config.hpp"
-#include "cuda/host/launch_shape.hpp"
+#include "cuda/host/launch.hpp"
 #include "cuda/ptx/launches.cuh"
 #include "cuda/ptx/registers.cuh"
 #include "cuda/sm90/producer.cuh"
