@@ -40,8 +40,8 @@
 #include <string_view>
 
 #include "cuda/algo/config.hpp"
-#include "cuda/host/launch_grid.hpp"
-#include "cuda/ptx/programmatic_launch.cuh"
+#include "cuda/host/launch_shape.hpp"
+#include "cuda/ptx/launches.cuh"
 #include "cuda/ptx/registers.cuh"
 #include "cuda/sm90/consumer.cuh"
 #include "cuda/sm90/forward_loader.cuh"
@@ -60,8 +60,8 @@ __global__ void __launch_bounds__(KernelTraits<Config::value>::kThreads, 1)
   const SharedMemory<C> shared(ptx::shared_address(bytes));
   if (threadIdx.x == 0) shared.initialise();
   __syncthreads();
-  ptx::let_next_kernel_begin();
-  ptx::wait_for_earlier_kernels();
+  ptx::release_next_launch();
+  ptx::wait_for_launch();
   const int group = uniform(static_cast<int>(threadIdx.x / kGroupThreads)) - 1;
   if (group < 0) {
     ptx::give_registers<Traits::kProducerRegisters>();
@@ -85,15 +85,11 @@ constexpr ForwardVariant forward_variant() {
                 !status.ok()) {
               return status;
             }
-            Parameters parameters = p;
-            ForwardMaps views = maps != nullptr ? *maps : ForwardMaps{};
-            bool copies = maps == nullptr;
-            void* arguments[] = {&parameters, &views, &copies, &schedule};
-            return launch_grid(
-                kName, reinterpret_cast<const void*>(forward<Constant<C>>),
-                {std::min(schedule.works, device.multiprocessors), KernelTraits<C>::kThreads,
-                 C.shared_bytes(), schedule.counter == nullptr},
-                arguments, stream);
+            const LaunchShape shape{std::min(schedule.works, device.multiprocessors),
+                                    KernelTraits<C>::kThreads, C.shared_bytes(), 1,
+                                    schedule.counter == nullptr};
+            return launch(kName, forward<Constant<C>>, shape, stream, p,
+                          maps != nullptr ? *maps : ForwardMaps{}, maps == nullptr, schedule);
           }};
 }
 
