@@ -65,11 +65,10 @@ Blocking choose_blocking(const Problem& p, const Isa& isa) {
   b.tile_q = std::min(b.tile_q, round_up(rows, isa.lanes));
   const std::int64_t heads = std::max<std::int64_t>(p.batch * p.heads_q, 1);
   const auto tasks = [&] { return heads * ((p.seq_q + b.tile_q - 1) / b.tile_q); };
-  // Whole heads to each thread are even shares already. In bf16 a second tile leaves something to
-  // help with; in f32, whose tiles take four times as long and do not gain by their size, smaller
-  // ones keep a thread that is held up from holding up all.
+  // Whole heads to each thread are even shares already: smaller tiles then only keep a thread that
+  // is held up from holding up all. One thread alone, and bf16's backward pass, gain by large ones.
   const bool whole_heads = heads % p.threads == 0;
-  const bool small_tiles = forward && isa.pack_strip == nullptr;
+  const bool small_tiles = forward && (isa.pack_strip == nullptr || p.threads > 1);
   const std::int64_t per_thread = whole_heads ? (small_tiles ? 4 : 2) : kTasksPerThread;
   while (b.tile_q > panel && tasks() < per_thread * p.threads) {
     b.tile_q = std::max(round_up(b.tile_q / 2, panel), panel);

@@ -22,8 +22,8 @@ struct BackwardScratch {
   float* q_t;            ///< Per panel [head_dim][lanes], times q_scale.
   float* d_o_t;          ///< Per panel [head_dim_v][lanes].
   float* d_q_t;          ///< Per panel [head_dim][lanes].
-  float* q;              ///< [tile_q][head_dim padded]
-  float* d_o;            ///< [tile_q][head_dim_v padded]
+  float* q;              ///< Per group of columns [tile_q][its vectors]: see load_column_panels.
+  float* d_o;            ///< Likewise, head_dim_v columns.
   float* lse;            ///< [tile_q] base 2, finite.
   float* offset;         ///< [tile_q] δ − dLSE.
   float* p;              ///< Per panel [block_kv][lanes].
@@ -70,7 +70,7 @@ struct BackwardState {
   const BackwardTile& tile;
   BackwardScratch scratch;
   Panels<S> panels;
-  std::int64_t head_dim, head_dim_v, padded, padded_v;
+  std::int64_t head_dim, head_dim_v;
   PanelKeys keys[kMaxPanels];
 
   BackwardState(const BackwardTile& t, float* base)
@@ -78,9 +78,7 @@ struct BackwardState {
         scratch(BackwardScratch::carve<S>(t.blocking, base)),
         panels(t),
         head_dim(t.blocking.head_dim),
-        head_dim_v(t.blocking.head_dim_v),
-        padded(whole_vectors<S>(t.blocking.head_dim)),
-        padded_v(whole_vectors<S>(t.blocking.head_dim_v)) {}
+        head_dim_v(t.blocking.head_dim_v) {}
 };
 
 /// What row i needs besides Q and dO, from the lanes whose sum is its δ.
@@ -111,32 +109,40 @@ void pad_row_numbers(std::int64_t rows, float* row_lse, float* offset) {
   }
 }
 
-/// δ = Σ_d dO ∘ O for `rows` rows (Dao 2023, eq. for D); dO is already in scratch.
+/// δ = Σ_d dO ∘ O for `rows` rows (Dao 2023, eq. for D).
 template <class S>
 void row_offsets(const BackwardState<S>& x) {
   const BackwardTile& t = x.tile;
-  with_pointer(t.o, [&](const auto* o) {
-    for (std::int64_t i = 0; i < t.rows; ++i) {
-      typename S::V sum = S::zero();
-      for (std::int64_t d = 0; d < x.head_dim_v; d += S::kLanes) {
-        sum = S::fma(S::load(x.scratch.d_o + i * x.padded_v + d),
-                     load_up_to<S>(o + i * t.o.stride + d, x.head_dim_v - d), sum);
+  with_pointer(t.d_o, [&](const auto* d_o) {
+    with_pointer(t.o, [&](const auto* o) {
+      for (std::int64_t i = 0; i < t.rows; ++i) {
+        typename S::V sum = S::zero();
+        for (std::int64_t d = 0; d < x.head_dim_v; d += S::kLanes) {
+          sum = S::fma(load_up_to<S>(d_o + i * t.d_o.stride + d, x.head_dim_v - d),
+                       load_up_to<S>(o + i * t.o.stride + d, x.head_dim_v - d), sum);
+        }
+        set_row_numbers<S>(t, i, sum, x.scratch.lse, x.scratch.offset);
       }
-      set_row_numbers<S>(t, i, sum, x.scratch.lse, x.scratch.offset);
-    }
+    });
   });
   pad_row_numbers<S>(t.rows, x.scratch.lse, x.scratch.offset);
+}
+
+/// The rows from row `first` on.
+TESSERA_INLINE Rows rows_from(Rows rows, std::int64_t first) {
+  with_pointer(rows, [&](const auto* data) { rows.data = data + first * rows.stride; });
+  return rows;
 }
 
 /// Q and dO of the tile, in both orientations, and the per-row numbers.
 template <class S>
 void load_tile(const BackwardState<S>& x) {
   const BackwardTile& t = x.tile;
-  load_rows<S>(t.q, t.rows, x.head_dim, x.scratch.q, x.padded);
-  load_rows<S>(t.d_o, t.rows, x.head_dim_v, x.scratch.d_o, x.padded_v);
+  load_column_panels<S>(t.q, t.rows, x.head_dim, x.scratch.q, t.blocking.tile_q);
+  load_column_panels<S>(t.d_o, t.rows, x.head_dim_v, x.scratch.d_o, t.blocking.tile_q);
   for (const Panel& panel : x.panels) {
-    const Rows q = {x.scratch.q + panel.lane0 * x.padded, x.padded, DType::f32};
-    const Rows d_o = {x.scratch.d_o + panel.lane0 * x.padded_v, x.padded_v, DType::f32};
+    const Rows q = rows_from(t.q, panel.lane0);
+    const Rows d_o = rows_from(t.d_o, panel.lane0);
     load_transposed<S>(q, panel.rows, 0, x.head_dim, t.rules.q_scale,
                        x.scratch.q_t + panel.lane0 * x.head_dim, panel.lanes, panel.vectors);
     load_transposed<S>(d_o, panel.rows, 0, x.head_dim_v, 1.0f,
@@ -236,33 +242,37 @@ void accumulate_d_q(const KeyRows& k, const float* d_s, std::int64_t n, std::int
   for_row_tiles<S>(head_dim, [&]<int R>(std::int64_t d) {
     Accumulator<S, R, C> acc;
     acc.load(d_q_t + d * kLanes, kLanes);
+    ask_for(d_q_t + (d + R) * kLanes, R * kLanes);
     acc.template multiply_add<BroadcastFrom::rows_contiguous>(k.data + d, k.stride, d_s, kLanes, n);
     acc.store(d_q_t + d * kLanes, kLanes);
   });
 }
 
 /// out[j][d] += Σ_i a[j][i] · b[i][d] over the rows of every panel that has keys of this row tile.
-/// `a` is per panel [block_kv][lanes]; b is [tile_q][b_stride].
+/// `a` is per panel [block_kv][lanes]; b is column panels of tile_q rows.
 template <class S>
 void accumulate_keys(const BackwardState<S>& x, const float* a, const float* b,
-                     std::int64_t b_stride, std::int64_t columns, std::int64_t n, float* out,
-                     std::int64_t out_stride) {
+                     std::int64_t columns, std::int64_t n, float* out, std::int64_t out_stride) {
   const VectorGroups<S> column_groups((columns + S::kLanes - 1) / S::kLanes);
   const std::int64_t block_kv = x.tile.blocking.block_kv;
   for (std::int64_t cg = 0; cg < column_groups.count; ++cg) {
     const std::int64_t column = column_groups.first(cg) * S::kLanes;
     with_vectors<S>(column_groups.width(cg), [&]<int C>() {
+      constexpr std::int64_t kWidth = C * S::kLanes;
+      const float* b_panel = b + column * x.tile.blocking.tile_q;
       for_row_tiles<S>(n, [&]<int R>(std::int64_t j) {
         Accumulator<S, R, C> acc;
-        acc.load(out + j * out_stride + column, out_stride);
+        float* sums = out + j * out_stride + column;
+        acc.load(sums, out_stride);
+        TESSERA_UNROLL for (int r = R; r < 2 * R; ++r) ask_for(sums + r * out_stride, kWidth);
         for (std::int64_t g = 0; g < x.panels.count; ++g) {
           if (x.keys[g].begin >= j + R || x.keys[g].end <= j) continue;
           const Panel& panel = x.panels.at[g];
           acc.template multiply_add<BroadcastFrom::depth_contiguous>(
               a + panel.lane0 * block_kv + j * panel.lanes, panel.lanes,
-              b + panel.lane0 * b_stride + column, b_stride, panel.rows);
+              b_panel + panel.lane0 * kWidth, kWidth, panel.rows);
         }
-        acc.store(out + j * out_stride + column, out_stride);
+        acc.store(sums, out_stride);
       });
     });
   }
@@ -313,11 +323,11 @@ void backward_block(BackwardState<S>& x, const KeySegment& segment, std::int64_t
     pad_to_row_tiles<S>(d_s, panel.lanes, keys, end - begin);
   }
   if (t.d_v != nullptr) {
-    accumulate_keys(x, x.scratch.p, x.scratch.d_o, x.padded_v, x.head_dim_v, end - begin,
+    accumulate_keys(x, x.scratch.p, x.scratch.d_o, x.head_dim_v, end - begin,
                     t.d_v + begin * t.d_v_stride, t.d_v_stride);
   }
   if (t.d_k != nullptr) {
-    accumulate_keys(x, x.scratch.d_s, x.scratch.q, x.padded, x.head_dim, end - begin,
+    accumulate_keys(x, x.scratch.d_s, x.scratch.q, x.head_dim, end - begin,
                     t.d_k + begin * t.d_k_stride, t.d_k_stride);
   }
 }

@@ -95,6 +95,7 @@ void accumulate_output(const float* v, std::int64_t v_stride, const float* p, st
   for_row_tiles<S>(head_dim_v, [&]<int R>(std::int64_t d) {
     Accumulator<S, R, C> acc;
     acc.load(o_t + d * kLanes, kLanes);
+    ask_for(o_t + (d + R) * kLanes, R * kLanes);
     acc.scale(alpha);
     acc.template multiply_add<BroadcastFrom::rows_contiguous>(v + d, v_stride, p, kLanes, n);
     acc.store(o_t + d * kLanes, kLanes);

@@ -123,6 +123,23 @@ void load_rows(const Rows& in, std::int64_t rows, std::int64_t columns, float* o
   });
 }
 
+/// in[r][c] as f32 by groups of columns, as VectorGroups makes them: a group is [height][its
+/// vectors], so that a register tile reads its columns of row after row from neighbouring lines,
+/// whatever the caller's rows are apart. Zeros behind `columns` up to a whole vector.
+template <class S>
+void load_column_panels(const Rows& in, std::int64_t rows, std::int64_t columns, float* out,
+                        std::int64_t height) {
+  const VectorGroups<S> groups((columns + S::kLanes - 1) / S::kLanes);
+  for (std::int64_t g = 0; g < groups.count; ++g) {
+    const std::int64_t column = groups.first(g) * S::kLanes;
+    const std::int64_t width = groups.width(g) * S::kLanes;
+    Rows from = in;
+    with_pointer(in, [&](const auto* data) { from.data = data + column; });
+    load_rows<S>(from, rows, columns - column < width ? columns - column : width,
+                 out + column * height, width);
+  }
+}
+
 template <class S>
 void store_rows(const float* in, std::int64_t in_stride, std::int64_t rows, std::int64_t columns,
                 OutputRows out) {

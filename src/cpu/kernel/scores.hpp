@@ -69,8 +69,15 @@ void multiply_rows(const float* a, std::int64_t a_stride, const float* b_t, std:
   for_row_tiles<S>(n, [&]<int R>(std::int64_t j) {
     Accumulator<S, R, C> acc;
     acc.clear();
-    acc.template multiply_add<BroadcastFrom::depth_contiguous>(a + j * a_stride, a_stride, b_t,
-                                                               kLanes, depth);
+    // The rows after these are asked for a line at a time, so that as many are never under way at
+    // once as to hold up everything else. Those behind the last are the next block's, or nobody's.
+    const float* rows = a + j * a_stride;
+    for (std::int64_t d = 0; d < depth; d += kLineFloats) {
+      TESSERA_UNROLL for (int r = R; r < 2 * R; ++r) ask_for(rows + r * a_stride + d, 1);
+      acc.template multiply_add<BroadcastFrom::depth_contiguous>(
+          rows + d, a_stride, b_t + d * kLanes, kLanes,
+          depth - d < kLineFloats ? depth - d : kLineFloats);
+    }
     acc.store(out + j * kLanes, kLanes);
   });
 }
