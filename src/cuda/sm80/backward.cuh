@@ -22,9 +22,8 @@
 //      this step's Q, d_O and p, nor the last step's d_s, any more
 //   4. cp.async of the step after the next into this stage
 //   5. d_q, while the first warps go on to the next step
-// Where the key tile is longer than the query tile, the causal mask leaves warps without anything
-// to see in the first step: they pass over 1 to 3 and store zeros for d_s. With one stage (little
-// shared memory) cp.async of the next step takes place of 4, and all warps meet again after 5.
+// With one stage (little shared memory) cp.async of the next step takes place of 4, and all warps
+// meet again after 5.
 //
 // L2 takes some 1.8 TB/s of f32 additions on an H200, 1 byte of d_q for 2.5 · keys operations. So
 // head dim 128 has 128 keys and one block on a multiprocessor, not 64 and two blocks, which hide
@@ -172,15 +171,8 @@ __global__ void __launch_bounds__(BackwardTiles<ConfigOf::value>::kThreads, Conf
     const typename S::Scores d_s = d_s_tile(stage);
     const int i0 = step.visit.begin;
     const bool in_sight = all_visible(p, sequence, {i0, i0 + C.queries}, {j0, j0 + C.keys});
-    const int first_key = j0 + warp_key;
-    const bool seen = !S::kPassesOver || any_visible(p, sequence, {i0, i0 + C.queries},
-                                                     {first_key, first_key + S::kWarpKeys});
-    if (!seen) {
-      constexpr std::uint32_t kZeros[S::kWarpKeys / 16][S::kWarpQueries / 16][4] = {};
-      store_operand(d_s, warp_key, warp_query, kZeros, lane_id_anew());
-    }
 #pragma unroll 1
-    for (int part = 0; seen && part < S::kWarpQueries; part += C.warp_queries) {
+    for (int part = 0; part < S::kWarpQueries; part += C.warp_queries) {
       const int row = warp_query + part;
       float s[S::kWarpKeys / 16][C.warp_queries / 8][4] = {};
       float d_p[S::kWarpKeys / 16][C.warp_queries / 8][4] = {};
@@ -209,7 +201,7 @@ __global__ void __launch_bounds__(BackwardTiles<ConfigOf::value>::kThreads, Conf
       multiply_registers<T>(d_k, operands.d_s, q, row, warp_dims);
     }
     if (added_to >= 0) end_turn(accumulators, added_to);
-    if (S::kSharesWeights && seen) {
+    if constexpr (S::kSharesWeights) {
       ptx::sync_group(1 + warp / C.warps_q, C.warps_q * kWarpSize);  // A
 #pragma unroll
       for (int other = 1; other < C.warps_q; ++other) {

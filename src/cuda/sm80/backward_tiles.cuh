@@ -32,8 +32,6 @@ struct BackwardTiles {
   static constexpr int kWarps = C.warps_k * C.warps_q;
   static constexpr int kThreads = kWarps * kWarpSize;
   static constexpr bool kSharesWeights = C.warps_q > 1;  ///< p goes through shared memory.
-  static constexpr bool kPassesOver =
-      C.keys > C.queries;  ///< Warps pass over what they do not see.
 
   static constexpr int kWarpKeys = C.keys / C.warps_k;
   static constexpr int kWarpQueries = C.queries / C.warps_q;
@@ -72,13 +70,6 @@ __device__ __forceinline__ int query_tile(const Parameters& p, const Sequence& s
                                           int rows) {
   if (p.varlen) return s.q_begin / rows + b + begin / rows;
   return b * ((p.seq_q + rows - 1) / rows) + begin / rows;
-}
-
-/// Whether causal mask and window let any query of `q` see any key of `k`.
-__device__ __forceinline__ bool any_visible(const Parameters& p, const Sequence& s, Range q,
-                                            Range k) {
-  return k.begin <= q.end - 1 + s.shift + p.window_right &&
-         k.end - 1 >= q.begin + s.shift - p.window_left;
 }
 
 /// The piece `item` of what the block of a key tile goes through.
