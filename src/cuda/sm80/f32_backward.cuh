@@ -100,21 +100,7 @@ struct F32BackwardTiles {
                                                int count, int columns, const Accumulator& acc,
                                                float factor) {
     if (rows.data == nullptr) return;
-    float* const head = row_of<float>(rows, b, h, begin);
-#pragma unroll
-    for (int r = 0; r < kRowTiles; ++r) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int row = row0 + 16 * r + 8 * half + lane_id() / 4;
-        if (row >= count) continue;
-        float* to = head + row * rows.stride_s + lane_id() % 4 * 2;
-#pragma unroll
-        for (int c = 0; c < kDimTiles; ++c) {
-          store_pair(to + 8 * c, rows.vectors, columns - 8 * c - lane_id() % 4 * 2,
-                     factor * acc[r][c][2 * half], factor * acc[r][c][2 * half + 1]);
-        }
-      }
-    }
+    store_fragments(row_of<float>(rows, b, h, begin), rows, row0, count, 0, columns, acc, factor);
   }
 };
 

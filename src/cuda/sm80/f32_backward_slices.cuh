@@ -163,22 +163,8 @@ class F32BackwardSlice {
                                         int count, int columns, const Accumulator& acc,
                                         float factor) const {
     if (rows.data == nullptr) return;
-    float* const head = row_of<float>(rows, b, h, begin);
-    const int column = column_ + lane_id() % 4 * 2;
-#pragma unroll
-    for (int r = 0; r < kRowTiles; ++r) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int row = row0 + 16 * r + 8 * half + lane_id() / 4;
-        if (row >= count) continue;
-        float* to = head + row * rows.stride_s + column;
-#pragma unroll
-        for (int c = 0; c < kColumnTiles; ++c) {
-          store_pair(to + 8 * c, rows.vectors, columns - column - 8 * c,
-                     factor * acc[r][c][2 * half], factor * acc[r][c][2 * half + 1]);
-        }
-      }
-    }
+    store_fragments(row_of<float>(rows, b, h, begin), rows, row0, count, column_, columns, acc,
+                    factor);
   }
 
  private:

@@ -80,6 +80,31 @@ __device__ __forceinline__ void store_pair(float* to, bool vectors, int left, fl
   }
 }
 
+/// Stores factor · acc, 16 rows a row tile from row0 on, of which `count` exist, in the fragments'
+/// layout; acc's columns are those from `column` on of a row of `columns`. `head`: row 0.
+template <int kRowTiles, int kColumnTiles>
+__device__ __forceinline__ void store_fragments(float* head, const Rows& rows, int row0, int count,
+                                                int column, int columns,
+                                                const float (&acc)[kRowTiles][kColumnTiles][4],
+                                                float factor) {
+  const int lane = lane_id();
+  column += lane % 4 * 2;
+#pragma unroll
+  for (int r = 0; r < kRowTiles; ++r) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = row0 + 16 * r + 8 * half + lane / 4;
+      if (row >= count) continue;
+      float* to = head + row * rows.stride_s + column;
+#pragma unroll
+      for (int c = 0; c < kColumnTiles; ++c) {
+        store_pair(to + 8 * c, rows.vectors, columns - column - 8 * c, factor * acc[r][c][2 * half],
+                   factor * acc[r][c][2 * half + 1]);
+      }
+    }
+  }
+}
+
 /// A shared tile for each term.
 template <int kRows, int kCols>
 struct SplitTile {
