@@ -1,12 +1,11 @@
 // Problem → table → Plan, and the runs.
 #include "tessera/attention.hpp"
 
-#include <fmt/format.h>
-
 #include <cstdio>
 #include <cstdlib>
 
 #include "api/validate.hpp"
+#include "core/format.hpp"
 #include "core/registry.hpp"
 #include "core/version.hpp"
 
@@ -29,7 +28,7 @@ Result<PlannedPass> plan_pass(Problem problem, const std::string& forced,
   const Backend& backend = backend_of(problem.device.type);
   if (backend.rows.empty()) {
     return Status(StatusCode::unsupported,
-                  fmt::format("device: {}, {}", name_of(problem.device.type), backend.absent()));
+                  formatted("device: {}, {}", name_of(problem.device.type), backend.absent()));
   }
   bool known = forced.empty();
   std::string names;
@@ -39,8 +38,8 @@ Result<PlannedPass> plan_pass(Problem problem, const std::string& forced,
   }
   if (!known) {
     return Status(StatusCode::invalid_argument,
-                  fmt::format("{}: {}, expected a row of the {} table: {}", forced_by, forced,
-                              name_of(problem.device.type), names));
+                  formatted("{}: {}, expected a row of the {} table: {}", forced_by, forced,
+                            name_of(problem.device.type), names));
   }
   planned.candidates = choose(problem, forced);
   for (const Candidate& candidate : planned.candidates) {
@@ -52,11 +51,11 @@ Result<PlannedPass> plan_pass(Problem problem, const std::string& forced,
     std::string reasons;
     for (const Candidate& candidate : planned.candidates) {
       if (!forced.empty() && candidate.row->name != forced) continue;
-      reasons += fmt::format("{}{}: {}", reasons.empty() ? "" : "; ", candidate.row->name,
-                             candidate.rejection);
+      reasons += formatted("{}{}: {}", reasons.empty() ? "" : "; ", candidate.row->name,
+                           candidate.rejection);
     }
     return Status(StatusCode::unsupported,
-                  fmt::format("no implementation accepts {} ({})", to_string(problem), reasons));
+                  formatted("no implementation accepts {} ({})", to_string(problem), reasons));
   }
   planned.problem = std::move(problem);
   return planned;
@@ -66,12 +65,12 @@ std::string explain_pass(const PlannedPass& planned) {
   std::string text = to_string(planned.problem) + "\n";
   for (const Candidate& candidate : planned.candidates) {
     if (candidate.chosen) {
-      text += fmt::format("  {:<14} chosen: {}, workspace {} bytes\n", candidate.row->name,
-                          planned.kernel->config(), planned.kernel->workspace_bytes());
+      text += formatted("  {:<14} chosen: {}, workspace {} bytes\n", candidate.row->name,
+                        planned.kernel->config(), planned.kernel->workspace_bytes());
     } else {
-      text += fmt::format("  {:<14} {}\n", candidate.row->name,
-                          candidate.rejection.empty() ? "not needed: an earlier row accepts"
-                                                      : "passed over: " + candidate.rejection);
+      text += formatted("  {:<14} {}\n", candidate.row->name,
+                        candidate.rejection.empty() ? "not needed: an earlier row accepts"
+                                                    : "passed over: " + candidate.rejection);
     }
   }
   return text;
@@ -81,7 +80,7 @@ Status run_pass(const std::optional<PlannedPass>& planned, const char* name, Arg
                 const Run& run) {
   if (!planned) {
     return Status(StatusCode::invalid_argument,
-                  fmt::format("plan: made without {0}, expected PlanOptions::{0} = true", name));
+                  formatted("plan: made without {0}, expected PlanOptions::{0} = true", name));
   }
   const Problem& problem = planned->problem;
   const Backend& backend = backend_of(problem.device.type);
@@ -91,13 +90,13 @@ Status run_pass(const std::optional<PlannedPass>& planned, const char* name, Arg
   const std::size_t needed = planned->kernel->workspace_bytes();
   if (needed > 0 && (run.workspace == nullptr || run.workspace_bytes < needed)) {
     return Status(StatusCode::invalid_argument,
-                  fmt::format("workspace: {} bytes{}, expected at least {}", run.workspace_bytes,
-                              run.workspace == nullptr ? " at null" : "", needed));
+                  formatted("workspace: {} bytes{}, expected at least {}", run.workspace_bytes,
+                            run.workspace == nullptr ? " at null" : "", needed));
   }
   if (reinterpret_cast<std::uintptr_t>(run.workspace) % kWorkspaceAlignment != 0) {
     return Status(StatusCode::invalid_argument,
-                  fmt::format("workspace: address {}, expected a multiple of {}", run.workspace,
-                              kWorkspaceAlignment));
+                  formatted("workspace: address {}, expected a multiple of {}", run.workspace,
+                            kWorkspaceAlignment));
   }
   arguments.workspace = static_cast<std::byte*>(run.workspace);
   arguments.stream = run.stream;
@@ -134,9 +133,9 @@ Status run_once(const Attention& attention, const Inputs& inputs, const PlanOpti
   const std::size_t bytes = (plan.value().*workspace_bytes)();
   const Workspace workspace(backend_of(inputs.q.device.type), bytes, inputs.q.device);
   if (bytes > 0 && workspace.memory() == nullptr) {
-    return Status(StatusCode::out_of_memory, fmt::format("workspace: {} bytes could not be "
-                                                         "allocated on {}",
-                                                         bytes, name_of(inputs.q.device.type)));
+    return Status(StatusCode::out_of_memory, formatted("workspace: {} bytes could not be "
+                                                       "allocated on {}",
+                                                       bytes, name_of(inputs.q.device.type)));
   }
   return run_with(plan.value(), Run{workspace.memory(), bytes, nullptr, options.executor});
 }
@@ -152,7 +151,7 @@ Result<Plan> Plan::create(const Attention& attention, const Inputs& inputs,
                           const PlanOptions& options) {
   if (options.threads < 0) {
     return Status(StatusCode::invalid_argument,
-                  fmt::format("threads: {}, expected 0 (all) or more", options.threads));
+                  formatted("threads: {}, expected 0 (all) or more", options.threads));
   }
   if (!options.forward && !options.backward) {
     return Status(StatusCode::invalid_argument,

@@ -82,14 +82,13 @@ Status read_tensor(const tessera_tensor* from, const char* name, TensorView& to)
   tessera_tensor tensor{};
   TESSERA_C_RETURN_IF_ERROR(read_struct(from, name, "tessera_tensor", tensor));
   if (tensor.rank < 1 || tensor.rank > TESSERA_MAX_RANK) {
-    return invalid(
-        fmt::format("{}: rank {}, expected 1 to {}", name, tensor.rank, TESSERA_MAX_RANK));
+    return invalid(formatted("{}: rank {}, expected 1 to {}", name, tensor.rank, TESSERA_MAX_RANK));
   }
   TESSERA_C_RETURN_IF_ERROR(read_enum(tensor.dtype, DType::boolean,
-                                      fmt::format("{}.dtype", name).c_str(), "tessera_dtype",
+                                      formatted("{}.dtype", name).c_str(), "tessera_dtype",
                                       to.dtype));
   TESSERA_C_RETURN_IF_ERROR(read_enum(tensor.device_type, DeviceType::cuda,
-                                      fmt::format("{}.device_type", name).c_str(),
+                                      formatted("{}.device_type", name).c_str(),
                                       "tessera_device_type", to.device.type));
   to.data = tensor.data;
   to.rank = tensor.rank;
@@ -112,14 +111,14 @@ Status read_attention(const tessera_attention* from, Attention& to) {
   if (attention.has_scale != 0) {
     to.scale = attention.scale;
   } else if (attention.scale != 0) {
-    return invalid(fmt::format("scale: {} with has_scale 0, expected has_scale 1 or scale 0",
-                               attention.scale));
+    return invalid(
+        formatted("scale: {} with has_scale 0, expected has_scale 1 or scale 0", attention.scale));
   }
   if (attention.has_window != 0) {
     to.window = {attention.window_left, attention.window_right};
   } else if (attention.window_left != 0 || attention.window_right != 0) {
-    return invalid(fmt::format("window: {},{} with has_window 0, expected has_window 1 or 0,0",
-                               attention.window_left, attention.window_right));
+    return invalid(formatted("window: {},{} with has_window 0, expected has_window 1 or 0,0",
+                             attention.window_left, attention.window_right));
   }
   TESSERA_C_RETURN_IF_ERROR(read_enum(attention.alignment, Alignment::top_left, "alignment",
                                       "tessera_alignment", to.alignment));
@@ -200,7 +199,7 @@ Status read_options(const tessera_plan_options* from, PlanOptions& to) {
   constexpr std::uint32_t kPasses = TESSERA_FORWARD | TESSERA_BACKWARD;
   if ((options.passes & ~kPasses) != 0) {
     return invalid(
-        fmt::format("passes: {}, expected bits of tessera_pass, 0 to {}", options.passes, kPasses));
+        formatted("passes: {}, expected bits of tessera_pass, 0 to {}", options.passes, kPasses));
   }
   to.forward = options.passes == 0 || (options.passes & TESSERA_FORWARD) != 0;
   to.backward = (options.passes & TESSERA_BACKWARD) != 0;
@@ -236,7 +235,7 @@ const std::vector<std::string>& device_lines() {
 
 Status check_index(std::size_t index, std::size_t count) {
   if (index < count) return {};
-  return invalid(fmt::format("index: {}, expected less than {}", index, count));
+  return invalid(formatted("index: {}, expected less than {}", index, count));
 }
 
 }  // namespace
@@ -300,7 +299,7 @@ tessera_status tessera_executor_create_thread_pool(int threads, tessera_executor
   return guarded([&]() -> Status {
     TESSERA_C_RETURN_IF_ERROR(require(executor, "executor", "a place for the tessera_executor"));
     if (threads < 0) {
-      return invalid(fmt::format("threads: {}, expected 0 (one per CPU) or more", threads));
+      return invalid(formatted("threads: {}, expected 0 (one per CPU) or more", threads));
     }
     auto handle = std::make_unique<tessera_executor>();
     handle->owned = tessera::make_thread_pool(threads);
@@ -333,7 +332,7 @@ tessera_status tessera_executor_parallel(tessera_executor* executor, int count, 
   return guarded([&]() -> Status {
     TESSERA_C_RETURN_IF_ERROR(require(executor, "executor", "a tessera_executor"));
     if (task == nullptr) return invalid("task: null, expected a function");
-    if (count < 0) return invalid(fmt::format("count: {}, expected 0 or more", count));
+    if (count < 0) return invalid(formatted("count: {}, expected 0 or more", count));
     if (count > 0) executor->executor->parallel(count, task, task_context);
     return {};
   });

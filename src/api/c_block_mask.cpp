@@ -19,7 +19,7 @@ Status read_view(const tessera_block_mask_view* from, const char* name, BlockMas
   tessera_block_mask_view view{};
   TESSERA_C_RETURN_IF_ERROR(read_struct(from, name, "tessera_block_mask_view", view));
   TESSERA_C_RETURN_IF_ERROR(read_enum(view.device_type, DeviceType::cuda,
-                                      fmt::format("{}.device_type", name).c_str(),
+                                      formatted("{}.device_type", name).c_str(),
                                       "tessera_device_type", to.device.type));
   to.device.index = view.device_index;
   to.batch = view.batch;
@@ -68,7 +68,7 @@ tessera_status build(const tessera_block_shape* shape, tessera_block_mask** mask
 template <typename T>
 Status read_array(const T* data, std::size_t count, const char* name, std::span<const T>& to) {
   if (data == nullptr && count > 0) {
-    return invalid(fmt::format("{}: null, expected {} values", name, count));
+    return invalid(formatted("{}: null, expected {} values", name, count));
   }
   to = {data, count};
   return {};

@@ -43,7 +43,7 @@ Status read_quantization(const tessera_quantization* from, Quantization& to) {
   TESSERA_C_RETURN_IF_ERROR(
       read_enum(q.pv, PvFormat::half, "quantization.pv", "tessera_pv_format", to.pv));
   if (q.reserved != 0) {
-    return invalid(fmt::format("quantization.reserved: {}, expected 0", q.reserved));
+    return invalid(formatted("quantization.reserved: {}, expected 0", q.reserved));
   }
   return {};
 }

@@ -1,8 +1,6 @@
 // What the files of the C interface share: error reporting, size-prefixed structs, handles.
 #pragma once
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
@@ -14,6 +12,7 @@
 #include <string_view>
 #include <type_traits>
 
+#include "core/format.hpp"
 #include "tessera/attention.hpp"
 #include "tessera/tessera.h"
 
@@ -58,7 +57,7 @@ inline Status invalid(std::string message) {
 /// Ok if `pointer` is not null; `expected` completes the message.
 inline Status require(const void* pointer, const char* name, const char* expected) {
   if (pointer != nullptr) return {};
-  return invalid(fmt::format("{}: null, expected {}", name, expected));
+  return invalid(formatted("{}: null, expected {}", name, expected));
 }
 
 /// No version of any struct comes near this; a larger struct_size is an uninitialised one.
@@ -68,8 +67,8 @@ inline constexpr std::size_t kMaxStructSize = 4096;
 template <typename T>
 Status check_struct_size(std::size_t size, const char* name, const char* type) {
   if (size != 0 && size <= kMaxStructSize && size % alignof(T) == 0) return {};
-  return invalid(fmt::format("{}.struct_size: {}, expected sizeof({}), {} in this version", name,
-                             size, type, sizeof(T)));
+  return invalid(formatted("{}.struct_size: {}, expected sizeof({}), {} in this version", name,
+                           size, type, sizeof(T)));
 }
 
 /// Copies a caller's struct of any version over the defaults in `to`: members it is too short for
@@ -85,9 +84,9 @@ Status read_struct(const T* from, const char* name, const char* type, T& to) {
   for (std::size_t at = sizeof(T); at < size; ++at) {
     if (bytes[at] != 0) {
       return Status(StatusCode::unsupported,
-                    fmt::format("{}.struct_size: {}, expected {}: member at byte {} is set but "
-                                "unknown to this version of Tessera",
-                                name, size, sizeof(T), at));
+                    formatted("{}.struct_size: {}, expected {}: member at byte {} is set but "
+                              "unknown to this version of Tessera",
+                              name, size, sizeof(T), at));
     }
   }
   std::memcpy(&to, from, std::min(size, sizeof(T)));
@@ -114,8 +113,8 @@ Status write_struct(const T& from, const char* name, const char* type, T* to) {
 template <typename E>
 Status read_enum(std::int32_t value, E last, const char* name, const char* type, E& to) {
   if (value < 0 || value > static_cast<std::int32_t>(last)) {
-    return invalid(fmt::format("{}: {}, expected a {}, 0 to {}", name, value, type,
-                               static_cast<std::int32_t>(last)));
+    return invalid(formatted("{}: {}, expected a {}, 0 to {}", name, value, type,
+                             static_cast<std::int32_t>(last)));
   }
   to = static_cast<E>(value);
   return {};

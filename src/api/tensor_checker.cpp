@@ -1,18 +1,17 @@
 #include "api/tensor_checker.hpp"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <cstdlib>
 #include <limits>
 
 #include "api/validate.hpp"
+#include "core/format.hpp"
 
 namespace tessera {
 
 std::string shape_of(const TensorView& view) {
   std::string s = "[";
-  for (int d = 0; d < view.rank; ++d) s += fmt::format("{}{}", d ? "," : "", view.size[d]);
+  for (int d = 0; d < view.rank; ++d) s += formatted("{}{}", d ? "," : "", view.size[d]);
   return s + "]";
 }
 
@@ -32,30 +31,29 @@ bool Dimension::accepts(std::int64_t actual) const {
 std::string Dimension::expected() const {
   switch (extent) {
     case Extent::equal_or_one:
-      return size == 1 ? "1" : fmt::format("{}|1", size);
+      return size == 1 ? "1" : formatted("{}|1", size);
     case Extent::at_least:
-      return fmt::format("≥{}", size);
+      return formatted("≥{}", size);
     case Extent::equal:
       break;
   }
-  return fmt::format("{}", size);
+  return formatted("{}", size);
 }
 
 Status check_layout(const char* name, const TensorView& view) {
   if (view.rank < 1 || view.rank > kMaxRank) {
-    return invalid(fmt::format("{}: rank {}, expected 1 to {}", name, view.rank, kMaxRank));
+    return invalid(formatted("{}: rank {}, expected 1 to {}", name, view.rank, kMaxRank));
   }
   if (static_cast<unsigned>(view.dtype) > static_cast<unsigned>(DType::boolean)) {
-    return invalid(fmt::format("{}: dtype {}, expected one of Tessera's", name,
-                               static_cast<unsigned>(view.dtype)));
+    return invalid(formatted("{}: dtype {}, expected one of Tessera's", name,
+                             static_cast<unsigned>(view.dtype)));
   }
   std::int64_t elements = 1;
   std::int64_t reach = size_of(view.dtype);
   for (int d = 0; d < view.rank; ++d) {
     const std::int64_t size = view.size[d];
     if (size < 0) {
-      return invalid(
-          fmt::format("{}: shape {}, expected sizes of at least 0", name, shape_of(view)));
+      return invalid(formatted("{}: shape {}, expected sizes of at least 0", name, shape_of(view)));
     }
     std::int64_t step = 0;
     if (__builtin_mul_overflow(elements, std::max<std::int64_t>(size, 1), &elements) ||
@@ -65,13 +63,13 @@ Status check_layout(const char* name, const TensorView& view) {
                                &step) ||
         __builtin_mul_overflow(step, size_of(view.dtype), &step) ||
         __builtin_add_overflow(reach, step, &reach)) {
-      return invalid(fmt::format("{}: shape {} with its strides, expected bytes that fit 64 bits",
-                                 name, shape_of(view)));
+      return invalid(formatted("{}: shape {} with its strides, expected bytes that fit 64 bits",
+                               name, shape_of(view)));
     }
   }
   const int last = view.rank - 1;
   if (view.size[last] > 1 && view.stride[last] != 1) {
-    return invalid(fmt::format("{}: last stride {}, expected 1", name, view.stride[last]));
+    return invalid(formatted("{}: last stride {}, expected 1", name, view.stride[last]));
   }
   return {};
 }
@@ -80,19 +78,19 @@ namespace {
 
 Status check_block_mask_shape(const Problem& problem, const BlockMaskView& mask) {
   const auto wrong = [](const char* what, std::int64_t value, const std::string& expected) {
-    return invalid(fmt::format("block_mask: {} {}, expected {}", what, value, expected));
+    return invalid(formatted("block_mask: {} {}, expected {}", what, value, expected));
   };
   if (mask.batch != 1 && mask.batch != problem.batch) {
-    return wrong("batch", mask.batch, fmt::format("1 or {}", problem.batch));
+    return wrong("batch", mask.batch, formatted("1 or {}", problem.batch));
   }
   if (mask.heads != 1 && mask.heads != problem.heads_q) {
-    return wrong("heads", mask.heads, fmt::format("1 or {}", problem.heads_q));
+    return wrong("heads", mask.heads, formatted("1 or {}", problem.heads_q));
   }
   if (!problem.varlen && mask.seq_q != problem.seq_q) {
-    return wrong("seq_q", mask.seq_q, fmt::format("{}", problem.seq_q));
+    return wrong("seq_q", mask.seq_q, formatted("{}", problem.seq_q));
   }
   if (!problem.varlen && mask.seq_kv != problem.seq_kv) {
-    return wrong("seq_kv", mask.seq_kv, fmt::format("{}", problem.seq_kv));
+    return wrong("seq_kv", mask.seq_kv, formatted("{}", problem.seq_kv));
   }
   for (std::int64_t block : {mask.block_q, mask.block_kv}) {
     if (block <= 0 || block % 16 != 0) {
@@ -101,15 +99,14 @@ Status check_block_mask_shape(const Problem& problem, const BlockMaskView& mask)
   }
   const std::int64_t q_blocks = (mask.seq_q + mask.block_q - 1) / mask.block_q;
   const std::int64_t kv_blocks = (mask.seq_kv + mask.block_kv - 1) / mask.block_kv;
-  if (mask.q_blocks != q_blocks)
-    return wrong("q_blocks", mask.q_blocks, fmt::format("{}", q_blocks));
+  if (mask.q_blocks != q_blocks) return wrong("q_blocks", mask.q_blocks, formatted("{}", q_blocks));
   if (mask.kv_blocks != kv_blocks) {
-    return wrong("kv_blocks", mask.kv_blocks, fmt::format("{}", kv_blocks));
+    return wrong("kv_blocks", mask.kv_blocks, formatted("{}", kv_blocks));
   }
   if (!(mask.device == problem.device)) {
-    return invalid(fmt::format("block_mask: device {}:{}, expected q's {}:{}",
-                               name_of(mask.device.type), mask.device.index,
-                               name_of(problem.device.type), problem.device.index));
+    return invalid(formatted("block_mask: device {}:{}, expected q's {}:{}",
+                             name_of(mask.device.type), mask.device.index,
+                             name_of(problem.device.type), problem.device.index));
   }
   return {};
 }
@@ -131,7 +128,7 @@ Status TensorChecker::check(const char* name, const TensorView& view,
     for (const Dimension& dimension : expected) {
       wanted += (wanted.empty() ? "" : ",") + dimension.expected();
     }
-    return invalid(fmt::format("{}: shape {}, expected [{}]", name, shape_of(view), wanted));
+    return invalid(formatted("{}: shape {}, expected [{}]", name, shape_of(view), wanted));
   }
   bool dtype_ok = false;
   std::string names;
@@ -141,12 +138,12 @@ Status TensorChecker::check(const char* name, const TensorView& view,
     if (names != one) names += (names.empty() ? "" : " or ") + one;
   }
   if (!dtype_ok) {
-    return invalid(fmt::format("{}: dtype {}, expected {}", name, name_of(view.dtype), names));
+    return invalid(formatted("{}: dtype {}, expected {}", name, name_of(view.dtype), names));
   }
   if (!(view.device == problem_.device)) {
-    return invalid(fmt::format("{}: device {}:{}, expected q's {}:{}", name,
-                               name_of(view.device.type), view.device.index,
-                               name_of(problem_.device.type), problem_.device.index));
+    return invalid(formatted("{}: device {}:{}, expected q's {}:{}", name,
+                             name_of(view.device.type), view.device.index,
+                             name_of(problem_.device.type), problem_.device.index));
   }
   return {};
 }

@@ -1,13 +1,12 @@
 #include "api/validate.hpp"
 
-#include <fmt/format.h>
-
 #include <array>
 #include <cmath>
 #include <limits>
 
 #include "api/overlap.hpp"
 #include "api/tensor_checker.hpp"
+#include "core/format.hpp"
 
 namespace tessera {
 
@@ -18,33 +17,32 @@ constexpr std::int64_t kMaxHeadDim = 512;
 
 Status check_attention(const Attention& a) {
   if (a.scale && !std::isfinite(*a.scale)) {
-    return invalid(fmt::format("scale: {}, expected a finite number", *a.scale));
+    return invalid(formatted("scale: {}, expected a finite number", *a.scale));
   }
   if (!std::isfinite(a.softcap) || a.softcap < 0) {
-    return invalid(fmt::format("softcap: {}, expected 0 (off) or a positive number", a.softcap));
+    return invalid(formatted("softcap: {}, expected 0 (off) or a positive number", a.softcap));
   }
   if (!(a.dropout_p >= 0 && a.dropout_p < 1)) {
-    return invalid(fmt::format("dropout_p: {}, expected a number in [0, 1)", a.dropout_p));
+    return invalid(formatted("dropout_p: {}, expected a number in [0, 1)", a.dropout_p));
   }
   for (const auto& [name, value] :
        {std::pair{"window.left", a.window.left}, std::pair{"window.right", a.window.right}}) {
     if (value < -1 || value > kMaxSequence) {
-      return invalid(
-          fmt::format("{}: {}, expected −1 (unbounded) to {}", name, value, kMaxSequence));
+      return invalid(formatted("{}: {}, expected −1 (unbounded) to {}", name, value, kMaxSequence));
     }
   }
   if (a.alignment != Alignment::bottom_right && a.alignment != Alignment::top_left) {
-    return invalid(fmt::format("alignment: {}, expected bottom_right or top_left",
-                               static_cast<unsigned>(a.alignment)));
+    return invalid(formatted("alignment: {}, expected bottom_right or top_left",
+                             static_cast<unsigned>(a.alignment)));
   }
   if (static_cast<unsigned>(a.precision) > static_cast<unsigned>(Precision::adaptive)) {
-    return invalid(fmt::format("precision: {}, expected exact, sage8, sage4 or adaptive",
-                               static_cast<unsigned>(a.precision)));
+    return invalid(formatted("precision: {}, expected exact, sage8, sage4 or adaptive",
+                             static_cast<unsigned>(a.precision)));
   }
   const auto known = [](const char* name, auto value, auto last) -> Status {
     if (value <= last) return {};
-    return invalid(fmt::format("quantization.{}: {}, expected 0 to {}", name,
-                               static_cast<unsigned>(value), static_cast<unsigned>(last)));
+    return invalid(formatted("quantization.{}: {}, expected 0 to {}", name,
+                             static_cast<unsigned>(value), static_cast<unsigned>(last)));
   };
   const Quantization& q = a.quantization;
   TESSERA_RETURN_IF_ERROR(known("granularity", q.granularity, ScaleGranularity::token));
@@ -53,8 +51,8 @@ Status check_attention(const Attention& a) {
   TESSERA_RETURN_IF_ERROR(known("smooth_v", q.smooth_v, Smoothing::on));
   TESSERA_RETURN_IF_ERROR(known("pv", q.pv, PvFormat::half));
   if (a.precision != Precision::adaptive && a.adaptive_plan != nullptr) {
-    return invalid(fmt::format("adaptive_plan: present with precision {}, expected adaptive",
-                               name_of(a.precision)));
+    return invalid(formatted("adaptive_plan: present with precision {}, expected adaptive",
+                             name_of(a.precision)));
   }
   if (a.precision == Precision::adaptive && a.adaptive_plan == nullptr) {
     return invalid("adaptive_plan: absent, expected a plan to go with precision adaptive");
@@ -71,13 +69,13 @@ Status check_device(const Device& device) {
   const Backend& backend = backend_of(device.type);
   if (backend.device != device.type) {
     return invalid(
-        fmt::format("q: device type {}, expected cpu or cuda", static_cast<unsigned>(device.type)));
+        formatted("q: device type {}, expected cpu or cuda", static_cast<unsigned>(device.type)));
   }
   // Without any device the rows say why, which is more than that there is no such index.
   if (!backend.absent().empty() || backend.count() == 0) return {};
   if (device.index < 0 || device.index >= backend.count()) {
-    return invalid(fmt::format("q: device {}:{}, expected an index of 0 to {}",
-                               name_of(device.type), device.index, backend.count() - 1));
+    return invalid(formatted("q: device {}:{}, expected an index of 0 to {}", name_of(device.type),
+                             device.index, backend.count() - 1));
   }
   return {};
 }
@@ -86,7 +84,7 @@ Status check_sizes(const Problem& p) {
   const auto bounded = [](const char* name, std::int64_t value, std::int64_t low,
                           std::int64_t high) -> Status {
     if (value >= low && value <= high) return {};
-    return invalid(fmt::format("{}: {}, expected {} to {}", name, value, low, high));
+    return invalid(formatted("{}: {}, expected {} to {}", name, value, low, high));
   };
   TESSERA_RETURN_IF_ERROR(bounded("q: batch", p.batch, 0, kMaxSequence));
   TESSERA_RETURN_IF_ERROR(bounded("q: heads", p.heads_q, 1, kMaxSequence));
@@ -96,14 +94,13 @@ Status check_sizes(const Problem& p) {
   TESSERA_RETURN_IF_ERROR(bounded("q: head dim", p.head_dim, 1, kMaxHeadDim));
   TESSERA_RETURN_IF_ERROR(bounded("v: head dim", p.head_dim_v, 1, kMaxHeadDim));
   if (p.heads_q % p.heads_kv != 0) {
-    return invalid(
-        fmt::format("q: heads {}, expected a multiple of k's {}", p.heads_q, p.heads_kv));
+    return invalid(formatted("q: heads {}, expected a multiple of k's {}", p.heads_q, p.heads_kv));
   }
   std::int64_t product = p.batch;
   for (std::int64_t size : {p.heads_q, std::max<std::int64_t>(p.seq_q, p.seq_kv),
                             std::max(p.head_dim, p.head_dim_v), std::int64_t{64}}) {
     if (__builtin_mul_overflow(product, size, &product)) {
-      return invalid(fmt::format(
+      return invalid(formatted(
           "q: batch {} · heads {} · sequence {} · head dim {}, expected a "
           "product that fits 64 bits",
           p.batch, p.heads_q, std::max(p.seq_q, p.seq_kv), std::max(p.head_dim, p.head_dim_v)));
@@ -121,7 +118,7 @@ Status choose_precision(const Attention& a, Problem& p) {
     const AdaptivePlan& plan = *a.adaptive_plan;
     if (plan.heads_q() != p.heads_q || plan.heads_kv() != p.heads_kv ||
         plan.head_dim() != p.head_dim) {
-      return invalid(fmt::format(
+      return invalid(formatted(
           "adaptive_plan: made for {} with heads {}/{}, head dim {}, expected q's {}/{}, {}",
           plan.model(), plan.heads_q(), plan.heads_kv(), plan.head_dim(), p.heads_q, p.heads_kv,
           p.head_dim));
@@ -142,8 +139,8 @@ Result<Problem> make_problem(const Attention& a, const Inputs& in, Pass pass,
                              const PlanOptions& options, int threads) {
   TESSERA_RETURN_IF_ERROR(check_attention(a));
   if (in.cu_seqlens_q.present() != in.cu_seqlens_k.present()) {
-    return invalid(fmt::format("cu_seqlens_{}: absent, expected both cu_seqlens or neither",
-                               in.cu_seqlens_q.present() ? "k" : "q"));
+    return invalid(formatted("cu_seqlens_{}: absent, expected both cu_seqlens or neither",
+                             in.cu_seqlens_q.present() ? "k" : "q"));
   }
   Problem p;
   p.varlen = in.cu_seqlens_q.present();
@@ -152,13 +149,13 @@ Result<Problem> make_problem(const Attention& a, const Inputs& in, Pass pass,
        {std::pair{"q", &in.q}, std::pair{"k", &in.k}, std::pair{"v", &in.v}}) {
     if (view->rank != rank) {
       return invalid(
-          fmt::format("{}: rank {}, expected {}", name, view->rank,
-                      p.varlen ? "3 ([T, H, D], as cu_seqlens are given)" : "4 ([B, H, S, D])"));
+          formatted("{}: rank {}, expected {}", name, view->rank,
+                    p.varlen ? "3 ([T, H, D], as cu_seqlens are given)" : "4 ([B, H, S, D])"));
     }
     TESSERA_RETURN_IF_ERROR(check_layout(name, *view));
   }
   if (in.q.dtype == DType::i32 || in.q.dtype == DType::boolean) {
-    return invalid(fmt::format("q: dtype {}, expected f32, f16, bf16 or f64", name_of(in.q.dtype)));
+    return invalid(formatted("q: dtype {}, expected f32, f16, bf16 or f64", name_of(in.q.dtype)));
   }
   TESSERA_RETURN_IF_ERROR(check_device(in.q.device));
   p.pass = pass;
@@ -170,7 +167,7 @@ Result<Problem> make_problem(const Attention& a, const Inputs& in, Pass pass,
     TESSERA_RETURN_IF_ERROR(check_layout("cu_seqlens_q", in.cu_seqlens_q));
     if (in.cu_seqlens_q.size[0] < 1) {
       return invalid(
-          fmt::format("cu_seqlens_q: shape {}, expected [B + 1]", shape_of(in.cu_seqlens_q)));
+          formatted("cu_seqlens_q: shape {}, expected [B + 1]", shape_of(in.cu_seqlens_q)));
     }
   }
   p.batch = p.varlen ? in.cu_seqlens_q.size[0] - 1 : in.q.size[0];
@@ -230,8 +227,8 @@ struct Named {
 Status check_pointers(std::initializer_list<Named> tensors) {
   for (const Named& t : tensors) {
     if (t.view->present() && t.view->data == nullptr && !is_empty(*t.view)) {
-      return invalid(fmt::format("{}: null data, expected {} elements of {}", t.name,
-                                 shape_of(*t.view), name_of(t.view->dtype)));
+      return invalid(formatted("{}: null data, expected {} elements of {}", t.name,
+                               shape_of(*t.view), name_of(t.view->dtype)));
     }
   }
   return {};
@@ -248,13 +245,13 @@ Status check_lengths(const Problem& p, const Inputs& in) {
   if (p.varlen) {
     const auto check = [&](const char* name, const TensorView& cu, std::int64_t tokens,
                            std::int64_t& longest) -> Status {
-      if (at(cu, 0) != 0) return invalid(fmt::format("{}[0]: {}, expected 0", name, at(cu, 0)));
+      if (at(cu, 0) != 0) return invalid(formatted("{}[0]: {}, expected 0", name, at(cu, 0)));
       for (std::int64_t b = 0; b < p.batch; ++b) {
         const std::int64_t begin = at(cu, b);
         const std::int64_t end = at(cu, b + 1);
         if (end < begin || end > tokens) {
           return invalid(
-              fmt::format("{}[{}]: {}, expected {} to {}", name, b + 1, end, begin, tokens));
+              formatted("{}[{}]: {}, expected {} to {}", name, b + 1, end, begin, tokens));
         }
         longest = std::max(longest, end - begin);
       }
@@ -266,17 +263,17 @@ Status check_lengths(const Problem& p, const Inputs& in) {
       const bool q_ok = view.size[2] >= longest_q || view.size[2] == 1;
       if (q_ok && view.size[3] >= longest_kv) return {};
       return invalid(
-          fmt::format("{}: shape {}, expected at least [·,·,{}|1,{}] (the longest "
-                      "sequence)",
-                      name, shape_of(view), longest_q, longest_kv));
+          formatted("{}: shape {}, expected at least [·,·,{}|1,{}] (the longest "
+                    "sequence)",
+                    name, shape_of(view), longest_q, longest_kv));
     };
     if (p.bias) TESSERA_RETURN_IF_ERROR(reach("bias", in.bias));
     if (p.mask) TESSERA_RETURN_IF_ERROR(reach("mask", in.mask));
     if (p.block_mask && (in.block_mask->seq_q < longest_q || in.block_mask->seq_kv < longest_kv)) {
       return invalid(
-          fmt::format("block_mask: seq_q {} and seq_kv {}, expected at least {} and {} "
-                      "(the longest sequence)",
-                      in.block_mask->seq_q, in.block_mask->seq_kv, longest_q, longest_kv));
+          formatted("block_mask: seq_q {} and seq_kv {}, expected at least {} and {} "
+                    "(the longest sequence)",
+                    in.block_mask->seq_q, in.block_mask->seq_kv, longest_q, longest_kv));
     }
   }
   const auto used = [&](const char* name, const TensorView& lens, const TensorView& cu,
@@ -284,7 +281,7 @@ Status check_lengths(const Problem& p, const Inputs& in) {
     for (std::int64_t b = 0; b < p.batch; ++b) {
       const std::int64_t limit = p.varlen ? at(cu, b + 1) - at(cu, b) : rows;
       if (at(lens, b) < 0 || at(lens, b) > limit) {
-        return invalid(fmt::format("{}[{}]: {}, expected 0 to {}", name, b, at(lens, b), limit));
+        return invalid(formatted("{}[{}]: {}, expected 0 to {}", name, b, at(lens, b), limit));
       }
     }
     return {};
@@ -300,19 +297,19 @@ Status check_overlap(std::initializer_list<Named> written, std::initializer_list
     if (!w->view->present()) continue;
     if (overlaps_itself(*w->view)) {
       return invalid(
-          fmt::format("{}: strides that make its elements overlap, expected distinct "
-                      "addresses for an output",
-                      w->name));
+          formatted("{}: strides that make its elements overlap, expected distinct "
+                    "addresses for an output",
+                    w->name));
     }
     for (const Named* other = w + 1; other != written.end(); ++other) {
       if (views_overlap(*w->view, *other->view)) {
         return invalid(
-            fmt::format("{}: overlaps {}, expected separate memory", w->name, other->name));
+            formatted("{}: overlaps {}, expected separate memory", w->name, other->name));
       }
     }
     for (const Named& r : read) {
       if (views_overlap(*w->view, *r.view)) {
-        return invalid(fmt::format("{}: overlaps {}, expected separate memory", w->name, r.name));
+        return invalid(formatted("{}: overlaps {}, expected separate memory", w->name, r.name));
       }
     }
   }
@@ -325,8 +322,8 @@ Status check_run(const Problem& p, const Arguments& arguments, bool host_readabl
   const Inputs& in = arguments.inputs;
   const auto same_presence = [](const char* name, bool given, bool planned) -> Status {
     if (given == planned) return {};
-    return invalid(fmt::format("{}: {}, expected it {} as planned", name,
-                               given ? "present" : "absent", planned ? "present" : "absent"));
+    return invalid(formatted("{}: {}, expected it {} as planned", name,
+                             given ? "present" : "absent", planned ? "present" : "absent"));
   };
   TESSERA_RETURN_IF_ERROR(same_presence("bias", in.bias.present(), p.bias));
   TESSERA_RETURN_IF_ERROR(same_presence("mask", in.mask.present(), p.mask));
@@ -340,9 +337,9 @@ Status check_run(const Problem& p, const Arguments& arguments, bool host_readabl
   TESSERA_RETURN_IF_ERROR(check_input_shapes(p, in));
   if (p.block_mask &&
       (in.block_mask->block_q != p.block_q || in.block_mask->block_kv != p.block_kv)) {
-    return invalid(fmt::format("block_mask: blocks {}x{}, expected {}x{} as planned",
-                               in.block_mask->block_q, in.block_mask->block_kv, p.block_q,
-                               p.block_kv));
+    return invalid(formatted("block_mask: blocks {}x{}, expected {}x{} as planned",
+                             in.block_mask->block_q, in.block_mask->block_kv, p.block_q,
+                             p.block_kv));
   }
   TESSERA_RETURN_IF_ERROR(check_pointers({{"q", &in.q},
                                           {"k", &in.k},

@@ -1,10 +1,9 @@
 #include "cpu/blocking.hpp"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <bit>
 
+#include "core/format.hpp"
 #include "cpu/cpu_info.hpp"
 
 namespace tessera::cpu {
@@ -81,8 +80,8 @@ Blocking choose_blocking(const Problem& p, const Isa& isa) {
 }
 
 std::string to_string(const Blocking& b, const Isa& isa) {
-  return fmt::format("tile_q={} block_kv={} register_tile={}x{}", b.tile_q, b.block_kv,
-                     isa.tile_rows, isa.tile_vectors * isa.lanes);
+  return formatted("tile_q={} block_kv={} register_tile={}x{}", b.tile_q, b.block_kv, isa.tile_rows,
+                   isa.tile_vectors * isa.lanes);
 }
 
 }  // namespace tessera::cpu

@@ -1,10 +1,9 @@
 // Forward driver for few query rows: a task is a part of the keys of one key/value head, with all
 // query heads of its group. Parts leave partial results in the workspace, which are merged when all
 // are done.
-#include <fmt/format.h>
-
 #include <algorithm>
 
+#include "core/format.hpp"
 #include "cpu/attention_kernel.hpp"
 #include "cpu/cpu_info.hpp"
 
@@ -37,7 +36,7 @@ class FewRowsKernel final : public Kernel {
   }
 
   std::string config() const override {
-    return fmt::format("few_rows block_kv={} parts={}", blocking_.block_kv, parts_);
+    return formatted("few_rows block_kv={} parts={}", blocking_.block_kv, parts_);
   }
   std::size_t workspace_bytes() const override { return layout_.bytes(); }
 

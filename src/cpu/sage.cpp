@@ -1,11 +1,10 @@
 // Driver of the quantised forward pass: quantises, then shares the tiles of all heads and sequences
 // out over the threads.
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <bit>
 #include <numeric>
 
+#include "core/format.hpp"
 #include "cpu/query_tiles.hpp"
 #include "cpu/sage_operands.hpp"
 
@@ -35,8 +34,8 @@ class SageKernel final : public Kernel {
   }
 
   std::string config() const override {
-    return fmt::format("{} words={}x{}", to_string(blocking_, *isa_.exact), operands_.words(),
-                       isa_.ints_per_word);
+    return formatted("{} words={}x{}", to_string(blocking_, *isa_.exact), operands_.words(),
+                     isa_.ints_per_word);
   }
   std::size_t workspace_bytes() const override { return layout_.bytes(); }
 

@@ -2,10 +2,10 @@
 #include "cuda/backend.hpp"
 
 #include <cuda_runtime_api.h>
-#include <fmt/format.h>
 
 #include <array>
 
+#include "core/format.hpp"
 #include "cuda/generic/generic.hpp"
 #include "cuda/host/device.hpp"
 #include "cuda/host/kernel.hpp"
@@ -24,9 +24,9 @@ std::vector<std::string> describe() {
   for (int i = 0; i < device_count(); ++i) {
     cudaDeviceProp properties;
     if (cudaGetDeviceProperties(&properties, i) != cudaSuccess) continue;
-    lines.push_back(fmt::format("cuda:{}: {}, sm_{}{}, {} SMs, {:.1f} GiB", i, properties.name,
-                                properties.major, properties.minor, properties.multiProcessorCount,
-                                static_cast<double>(properties.totalGlobalMem) / (1 << 30)));
+    lines.push_back(formatted("cuda:{}: {}, sm_{}{}, {} SMs, {:.1f} GiB", i, properties.name,
+                              properties.major, properties.minor, properties.multiProcessorCount,
+                              static_cast<double>(properties.totalGlobalMem) / (1 << 30)));
   }
   return lines;
 }

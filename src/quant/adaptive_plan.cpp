@@ -1,12 +1,11 @@
 // Reading the plans that `tessera calibrate` writes.
-#include <fmt/format.h>
-
 #include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <sstream>
 #include <utility>
 
+#include "core/format.hpp"
 #include "quant/plan_format.hpp"
 #include "tessera/quant.hpp"
 
@@ -31,10 +30,9 @@ template <typename T>
 Status read(const Json& object, const char* name, bool (Json::*is)() const, const char* expected,
             T& to) {
   const auto member = object.find(name);
-  if (member == object.end())
-    return refused(fmt::format("{}: absent, expected {}", name, expected));
+  if (member == object.end()) return refused(formatted("{}: absent, expected {}", name, expected));
   if (!((*member).*is)()) {
-    return refused(fmt::format("{}: {}, expected {}", name, member->dump(), expected));
+    return refused(formatted("{}: {}, expected {}", name, member->dump(), expected));
   }
   to = member->get<T>();
   return {};
@@ -46,8 +44,8 @@ Status read_integer(const Json& object, const char* name, std::int64_t least, st
   const bool fits = member != object.end() && member->is_number_integer() &&
                     (!member->is_number_unsigned() || member->get<std::uint64_t>() <= INT64_MAX);
   if (!fits || member->get<std::int64_t>() < least) {
-    return refused(fmt::format("{}: {}, expected an integer of at least {}", name,
-                               member == object.end() ? "absent" : member->dump(), least));
+    return refused(formatted("{}: {}, expected an integer of at least {}", name,
+                             member == object.end() ? "absent" : member->dump(), least));
   }
   to = member->get<std::int64_t>();
   return {};
@@ -66,7 +64,7 @@ Status read_name(const Json& object, const char* name, E first, E last, E& to) {
     }
     names += (names.empty() ? "" : ", ") + std::string(name_of(e));
   }
-  return refused(fmt::format("{}: {}, expected one of {}", name, value, names));
+  return refused(formatted("{}: {}, expected one of {}", name, value, names));
 }
 
 #define TESSERA_PLAN_RETURN_IF_ERROR(expression) \
@@ -95,17 +93,17 @@ Result<AdaptivePlan> AdaptivePlan::parse(const std::string& text, const std::str
   std::string format;
   TESSERA_PLAN_RETURN_IF_ERROR(read(json, "format", &Json::is_string, quant::kPlanFormat, format));
   if (format != quant::kPlanFormat) {
-    return refused(fmt::format("format: {}, expected {}", format, quant::kPlanFormat));
+    return refused(formatted("format: {}, expected {}", format, quant::kPlanFormat));
   }
   std::int64_t version = 0;
   TESSERA_PLAN_RETURN_IF_ERROR(read_integer(json, "version", 1, version));
   if (version != quant::kPlanVersion) {
-    return refused(fmt::format("version: {}, expected {}", version, quant::kPlanVersion));
+    return refused(formatted("version: {}, expected {}", version, quant::kPlanVersion));
   }
   auto state = std::make_shared<State>();
   TESSERA_PLAN_RETURN_IF_ERROR(read(json, "model", &Json::is_string, "a name", state->model));
   if (!model.empty() && state->model != model) {
-    return refused(fmt::format("model: {}, expected {}", state->model, model));
+    return refused(formatted("model: {}, expected {}", state->model, model));
   }
   TESSERA_PLAN_RETURN_IF_ERROR(read_integer(json, "heads_q", 1, state->heads_q));
   TESSERA_PLAN_RETURN_IF_ERROR(read_integer(json, "heads_kv", 1, state->heads_kv));
@@ -117,7 +115,7 @@ Result<AdaptivePlan> AdaptivePlan::parse(const std::string& text, const std::str
   TESSERA_PLAN_RETURN_IF_ERROR(read(json, "entries", &Json::is_array, "an array", entries));
   for (const Json& entry : entries) {
     if (!entry.is_object()) {
-      return refused(fmt::format("entries: {}, expected objects", entry.dump()));
+      return refused(formatted("entries: {}, expected objects", entry.dump()));
     }
     std::int64_t layer = 0, step = 0;
     Choice choice;
@@ -127,7 +125,7 @@ Result<AdaptivePlan> AdaptivePlan::parse(const std::string& text, const std::str
         read_name(entry, "precision", Precision::exact, Precision::sage4, choice.precision));
     choice.quantization = quantization;
     if (!state->entries.emplace(std::pair{layer, step}, choice).second) {
-      return refused(fmt::format("entries: layer {} step {} twice, expected once", layer, step));
+      return refused(formatted("entries: layer {} step {} twice, expected once", layer, step));
     }
   }
   return AdaptivePlan(std::move(state));
@@ -137,11 +135,11 @@ Result<AdaptivePlan> AdaptivePlan::load(const std::string& path, const std::stri
   std::ifstream file(path, std::ios::binary);
   std::stringstream text;
   if (!file || !(text << file.rdbuf())) {
-    return refused(fmt::format("path: {}, expected a readable file", path));
+    return refused(formatted("path: {}, expected a readable file", path));
   }
   Result<AdaptivePlan> plan = parse(text.str(), model);
   if (plan.ok()) return plan;
-  return Status(plan.status().code(), fmt::format("{}: {}", path, plan.status().message()));
+  return Status(plan.status().code(), formatted("{}: {}", path, plan.status().message()));
 }
 
 const std::string& AdaptivePlan::model() const { return state_->model; }
@@ -152,8 +150,8 @@ std::int64_t AdaptivePlan::head_dim() const { return state_->head_dim; }
 Result<AdaptivePlan::Choice> AdaptivePlan::choose(std::int64_t layer, std::int64_t step) const {
   const auto entry = state_->entries.find({layer, step});
   if (entry != state_->entries.end()) return entry->second;
-  return refused(fmt::format("layer {} step {}, expected one of its {} entries for model {}", layer,
-                             step, state_->entries.size(), state_->model));
+  return refused(formatted("layer {} step {}, expected one of its {} entries for model {}", layer,
+                           step, state_->entries.size(), state_->model));
 }
 
 }  // namespace tessera

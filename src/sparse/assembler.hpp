@@ -1,8 +1,6 @@
 // How builders put a BlockMask together, and the argument checks that they share.
 #pragma once
 
-#include <fmt/format.h>
-
 #include <cstdint>
 #include <initializer_list>
 #include <new>
@@ -12,6 +10,7 @@
 #include <string_view>
 #include <utility>
 
+#include "core/format.hpp"
 #include "tessera/block_mask.hpp"
 
 namespace tessera {
@@ -71,7 +70,7 @@ std::optional<std::int64_t> product(std::initializer_list<std::int64_t> factors)
 
 template <typename... Args>
 Status invalid(fmt::format_string<Args...> format, Args&&... args) {
-  return Status(StatusCode::invalid_argument, fmt::format(format, std::forward<Args>(args)...));
+  return Status(StatusCode::invalid_argument, formatted(format, std::forward<Args>(args)...));
 }
 
 /// Block sizes, sequence lengths, batch, heads, and that the number of blocks fits in 64 bits.
@@ -89,9 +88,9 @@ Result<BlockMask> build_checked(const BlockShape& shape, std::int64_t batch, std
   if (Status status = check_grid(shape, batch, heads, "shape."); !status.ok()) return status;
   const auto out_of_memory = [&] {
     return Status(StatusCode::out_of_memory,
-                  fmt::format("block mask of {} x {} x {} x {} blocks does not fit in memory; "
-                              "expected larger blocks or a lower density",
-                              batch, heads, shape.q_blocks(), shape.kv_blocks()));
+                  formatted("block mask of {} x {} x {} x {} blocks does not fit in memory; "
+                            "expected larger blocks or a lower density",
+                            batch, heads, shape.q_blocks(), shape.kv_blocks()));
   };
   try {
     return build();

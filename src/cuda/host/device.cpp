@@ -1,9 +1,9 @@
 #include "cuda/host/device.hpp"
 
-#include <fmt/format.h>
-
 #include <array>
 #include <mutex>
+
+#include "core/format.hpp"
 
 namespace tessera::cuda {
 namespace {
@@ -62,9 +62,8 @@ const DeviceInfo& device_info(int device) {
 }
 
 Status error_status(cudaError_t error, std::string_view what) {
-  return Status(
-      StatusCode::device_error,
-      fmt::format("{}: {} ({})", what, cudaGetErrorString(error), cudaGetErrorName(error)));
+  return Status(StatusCode::device_error,
+                formatted("{}: {} ({})", what, cudaGetErrorString(error), cudaGetErrorName(error)));
 }
 
 }  // namespace tessera::cuda

@@ -1,7 +1,6 @@
 #include "cuda/host/kernel.hpp"
 
-#include <fmt/format.h>
-
+#include "core/format.hpp"
 #include "cuda/algo/parameters.hpp"
 #include "cuda/host/device.hpp"
 #include "cuda/host/probe.hpp"
@@ -16,7 +15,7 @@ std::string no_code_for(int device) {
   if (guard.ok() && cudaFuncGetAttributes(&attributes, probe_kernel()) == cudaSuccess) return {};
   const cudaError_t error = cudaGetLastError();
   const int chip = device_info(device).compute_capability;
-  return fmt::format(
+  return formatted(
       "cuda:{} (sm_{}): this build has no code for it ({}); it was built for {}, "
       "configure with -DCMAKE_CUDA_ARCHITECTURES={}",
       device, chip, cudaGetErrorString(error), TESSERA_CUDA_ARCHITECTURES, chip);
@@ -29,13 +28,13 @@ std::string no_device() {
   const cudaError_t error = cudaGetDeviceCount(&count);
   if (error == cudaSuccess && count > 0) return {};
   cudaGetLastError();
-  return fmt::format("no CUDA device ({})",
-                     error == cudaSuccess ? "none found" : cudaGetErrorString(error));
+  return formatted("no CUDA device ({})",
+                   error == cudaSuccess ? "none found" : cudaGetErrorString(error));
 }
 
 std::string reject_common(const Problem& problem) {
   if (problem.quantised()) {
-    return fmt::format("precision {}: this row is exact", name_of(problem.precision));
+    return formatted("precision {}: this row is exact", name_of(problem.precision));
   }
   return reject_anywhere(problem);
 }
@@ -43,14 +42,14 @@ std::string reject_common(const Problem& problem) {
 std::string reject_anywhere(const Problem& problem) {
   const int count = device_count();
   if (problem.device.index < 0 || problem.device.index >= count) {
-    return fmt::format("cuda:{}: there are {} CUDA devices, counted from 0", problem.device.index,
-                       count);
+    return formatted("cuda:{}: there are {} CUDA devices, counted from 0", problem.device.index,
+                     count);
   }
   if (problem.dtype != DType::f32 && problem.dtype != DType::f16 && problem.dtype != DType::bf16) {
-    return fmt::format("computes f32, f16 and bf16, not {}", name_of(problem.dtype));
+    return formatted("computes f32, f16 and bf16, not {}", name_of(problem.dtype));
   }
   if (problem.seq_q > kMaxSequence || problem.seq_kv > kMaxSequence) {
-    return fmt::format("sequences of at most {} rows (packed: tokens)", kMaxSequence);
+    return formatted("sequences of at most {} rows (packed: tokens)", kMaxSequence);
   }
   return no_code_for(problem.device.index);
 }
@@ -59,7 +58,7 @@ Status CudaKernel::run(const Arguments& arguments) const {
   const DeviceGuard guard(problem_.device.index);
   if (!guard.ok()) {
     return Status(StatusCode::device_error,
-                  fmt::format("cuda:{}: cannot be made current", problem_.device.index));
+                  formatted("cuda:{}: cannot be made current", problem_.device.index));
   }
   const auto stream = static_cast<cudaStream_t>(arguments.stream);
 #if CUDART_VERSION >= 12080
@@ -78,9 +77,9 @@ Status CudaKernel::run(const Arguments& arguments) const {
   }
   if (device != problem_.device.index) {
     return Status(StatusCode::invalid_argument,
-                  fmt::format("stream: of cuda:{}, expected a stream of cuda:{}, where the tensors "
-                              "are",
-                              device, problem_.device.index));
+                  formatted("stream: of cuda:{}, expected a stream of cuda:{}, where the tensors "
+                            "are",
+                            device, problem_.device.index));
   }
 #endif
   return enqueue(arguments, stream);

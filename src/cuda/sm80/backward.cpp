@@ -1,9 +1,8 @@
 #include "cuda/sm80/backward.hpp"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 
+#include "core/format.hpp"
 #include "cuda/algo/gradient_passes.hpp"
 #include "cuda/generic/generic.hpp"
 #include "cuda/host/device.hpp"
@@ -101,10 +100,10 @@ Backward::Workspace Backward::workspace() const {
 
 std::string Backward::config() const {
   const BackwardConfig& c = variant_.config;
-  return fmt::format("tile={}x{} head_dim={} warps={}x{} stages={} shared={}K pieces={} d_q {}{}",
-                     c.keys, c.queries, c.head_dim, c.warps_k, c.warps_q, c.stages,
-                     c.shared_bytes() / 1024, splits(),
-                     problem_.deterministic ? "in turns" : "atomic", c.extras ? " extras" : "");
+  return formatted("tile={}x{} head_dim={} warps={}x{} stages={} shared={}K pieces={} d_q {}{}",
+                   c.keys, c.queries, c.head_dim, c.warps_k, c.warps_q, c.stages,
+                   c.shared_bytes() / 1024, splits(),
+                   problem_.deterministic ? "in turns" : "atomic", c.extras ? " extras" : "");
 }
 
 std::size_t Backward::workspace_bytes() const { return workspace().end; }
@@ -155,11 +154,11 @@ Status Backward::enqueue(const Arguments& arguments, cudaStream_t stream) const 
 
 std::string reject_backward(const Problem& problem) {
   if (problem.dtype != DType::f16 && problem.dtype != DType::bf16) {
-    return fmt::format("computes f16 and bf16, not {}", name_of(problem.dtype));
+    return formatted("computes f16 and bf16, not {}", name_of(problem.dtype));
   }
   if (std::max(problem.head_dim, problem.head_dim_v) > kLargestHeadDim) {
-    return fmt::format("head dims up to {}, not {} and {}", kLargestHeadDim, problem.head_dim,
-                       problem.head_dim_v);
+    return formatted("head dims up to {}, not {} and {}", kLargestHeadDim, problem.head_dim,
+                     problem.head_dim_v);
   }
   if (choose(problem) == nullptr) return "too little shared memory on this device";
   return {};

@@ -1,9 +1,8 @@
 #include "cuda/sm80/f32_backward.hpp"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 
+#include "core/format.hpp"
 #include "cuda/algo/gradient_passes.hpp"
 #include "cuda/generic/generic.hpp"
 #include "cuda/host/device.hpp"
@@ -80,13 +79,13 @@ F32Backward::Workspace F32Backward::workspace() const {
 }
 
 std::string F32Backward::config() const {
-  std::string text = fmt::format("3 bf16 terms head_dim={}", variant_.front().config.head_dim);
+  std::string text = formatted("3 bf16 terms head_dim={}", variant_.front().config.head_dim);
   for (const F32BackwardKernel& kernel : variant_) {
     const F32BackwardConfig& c = kernel.config;
     constexpr const char* kNames[] = {"d_q", "d_kv", "d_k", "d_v"};
-    text += fmt::format(" {}: tile={}x{} warps={} stages={} shared={}K",
-                        kNames[static_cast<int>(c.gradients)], c.outer, c.inner, c.warps, c.stages,
-                        c.shared_bytes() / 1024);
+    text += formatted(" {}: tile={}x{} warps={} stages={} shared={}K",
+                      kNames[static_cast<int>(c.gradients)], c.outer, c.inner, c.warps, c.stages,
+                      c.shared_bytes() / 1024);
   }
   return text + (variant_.front().config.extras ? " extras" : "");
 }
@@ -130,8 +129,8 @@ Status F32Backward::enqueue(const Arguments& arguments, cudaStream_t stream) con
 
 std::string reject_f32_backward(const Problem& problem) {
   if (std::max(problem.head_dim, problem.head_dim_v) > kLargestHeadDim) {
-    return fmt::format("head dims up to {}, not {} and {}", kLargestHeadDim, problem.head_dim,
-                       problem.head_dim_v);
+    return formatted("head dims up to {}, not {} and {}", kLargestHeadDim, problem.head_dim,
+                     problem.head_dim_v);
   }
   if (choose(problem).empty()) return "too little shared memory on this device";
   return {};

@@ -1,7 +1,6 @@
 #include "cuda/sm80/f32_forward.hpp"
 
-#include <fmt/format.h>
-
+#include "core/format.hpp"
 #include "cuda/host/device.hpp"
 #include "cuda/host/parameters.hpp"
 
@@ -39,9 +38,9 @@ SplitShape split_keys(const Problem& problem, std::int64_t columns) {
 
 std::string F32Forward::config() const {
   const F32ForwardConfig& c = variant_.config;
-  return fmt::format("3 bf16 terms tile={}x{} head_dim={},{} warps={}x{} stages={} shared={}K{}",
-                     c.tile_m, c.tile_n, c.head_dim, c.head_dim_v, c.warps / c.parts, c.parts,
-                     c.stages, c.shared_bytes() / 1024, c.extras ? " extras" : "");
+  return formatted("3 bf16 terms tile={}x{} head_dim={},{} warps={}x{} stages={} shared={}K{}",
+                   c.tile_m, c.tile_n, c.head_dim, c.head_dim_v, c.warps / c.parts, c.parts,
+                   c.stages, c.shared_bytes() / 1024, c.extras ? " extras" : "");
 }
 
 std::size_t F32Forward::workspace_bytes() const {

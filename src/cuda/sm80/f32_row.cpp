@@ -1,5 +1,4 @@
-#include <fmt/format.h>
-
+#include "core/format.hpp"
 #include "cuda/host/device.hpp"
 #include "cuda/host/kernel.hpp"
 #include "cuda/sm80/f32_backward.hpp"
@@ -14,10 +13,9 @@ constexpr int kAmpere = 80;
 std::string reject(const Problem& problem) {
   if (std::string reason = reject_common(problem); !reason.empty()) return reason;
   if (const int chip = device_info(problem.device.index).compute_capability; chip < kAmpere) {
-    return fmt::format("needs sm_80 or later, this is sm_{}", chip);
+    return formatted("needs sm_80 or later, this is sm_{}", chip);
   }
-  if (problem.dtype != DType::f32)
-    return fmt::format("computes f32, not {}", name_of(problem.dtype));
+  if (problem.dtype != DType::f32) return formatted("computes f32, not {}", name_of(problem.dtype));
   return problem.pass == Pass::forward ? reject_f32_forward(problem) : reject_f32_backward(problem);
 }
 

@@ -1,7 +1,6 @@
 #include "cuda/sm80/forward.hpp"
 
-#include <fmt/format.h>
-
+#include "core/format.hpp"
 #include "cuda/host/device.hpp"
 #include "cuda/host/parameters.hpp"
 #include "cuda/host/tiles.hpp"
@@ -36,9 +35,9 @@ const ForwardVariant* choose(const Problem& problem) {
 
 std::string Forward::config() const {
   const ForwardConfig& c = variant_.config;
-  return fmt::format("tile={}x{} head_dim={},{} warps={} stages={} shared={}K{}", c.tile_m,
-                     c.tile_n, c.head_dim, c.head_dim_v, c.warps, c.stages, c.shared_bytes() / 1024,
-                     c.extras ? " extras" : "");
+  return formatted("tile={}x{} head_dim={},{} warps={} stages={} shared={}K{}", c.tile_m, c.tile_n,
+                   c.head_dim, c.head_dim_v, c.warps, c.stages, c.shared_bytes() / 1024,
+                   c.extras ? " extras" : "");
 }
 
 Tiles Forward::tiles() const {
@@ -67,7 +66,7 @@ Status Forward::enqueue(const Arguments& arguments, cudaStream_t stream) const {
 
 std::string reject_forward(const Problem& problem) {
   if (problem.dtype != DType::f16 && problem.dtype != DType::bf16) {
-    return fmt::format("computes f16 and bf16, not {}", name_of(problem.dtype));
+    return formatted("computes f16 and bf16, not {}", name_of(problem.dtype));
   }
   if (choose(problem) == nullptr) return "too little shared memory on this device";
   return {};

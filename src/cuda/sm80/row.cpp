@@ -1,7 +1,6 @@
 #include "cuda/sm80/row.hpp"
 
-#include <fmt/format.h>
-
+#include "core/format.hpp"
 #include "cuda/host/device.hpp"
 #include "cuda/host/kernel.hpp"
 #include "cuda/sm80/backward.hpp"
@@ -15,7 +14,7 @@ constexpr int kAmpere = 80;
 std::string reject(const Problem& problem) {
   if (std::string reason = reject_common(problem); !reason.empty()) return reason;
   if (const int chip = device_info(problem.device.index).compute_capability; chip < kAmpere) {
-    return fmt::format("needs sm_80 or later, this is sm_{}", chip);
+    return formatted("needs sm_80 or later, this is sm_{}", chip);
   }
   return problem.pass == Pass::forward ? reject_forward(problem) : reject_backward(problem);
 }

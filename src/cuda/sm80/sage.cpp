@@ -1,11 +1,10 @@
 // Row cuda_sage_sm80: which quantised problems it takes, and how they are computed.
 #include "cuda/sm80/sage.hpp"
 
-#include <fmt/format.h>
-
 #include <memory>
 #include <string>
 
+#include "core/format.hpp"
 #include "cuda/host/device.hpp"
 #include "cuda/host/kernel.hpp"
 #include "cuda/host/parameters.hpp"
@@ -61,10 +60,10 @@ class SageForward final : public CudaKernel {
   std::string config() const override {
     const SageConfig& c = variant_.config;
     constexpr const char* kNames[] = {"e4m3", "f16", "bf16"};
-    return fmt::format("tile={}x{} head_dim={} warps={} stages={} shared={}K int{} pv={}{}",
-                       c.tile_m, c.tile_n, c.head_dim, c.warps, c.stages, c.shared_bytes() / 1024,
-                       c.four_bits ? 4 : 8, kNames[static_cast<int>(c.values)],
-                       substitutes(c, device_info(problem_.device.index).compute_capability));
+    return formatted("tile={}x{} head_dim={} warps={} stages={} shared={}K int{} pv={}{}", c.tile_m,
+                     c.tile_n, c.head_dim, c.warps, c.stages, c.shared_bytes() / 1024,
+                     c.four_bits ? 4 : 8, kNames[static_cast<int>(c.values)],
+                     substitutes(c, device_info(problem_.device.index).compute_capability));
   }
   std::size_t workspace_bytes() const override { return bytes_; }
 
@@ -90,11 +89,11 @@ std::string reject(const Problem& problem) {
   if (std::string reason = reject_anywhere(problem); !reason.empty()) return reason;
   if (!problem.quantised()) return "precision exact: this row quantises";
   if (const int chip = device_info(problem.device.index).compute_capability; chip < kAmpere) {
-    return fmt::format("needs sm_80 or later, this is sm_{}", chip);
+    return formatted("needs sm_80 or later, this is sm_{}", chip);
   }
   if (std::max(problem.head_dim, problem.head_dim_v) > kLargestHeadDim) {
-    return fmt::format("head dims up to {}, not {} and {}", kLargestHeadDim, problem.head_dim,
-                       problem.head_dim_v);
+    return formatted("head dims up to {}, not {} and {}", kLargestHeadDim, problem.head_dim,
+                     problem.head_dim_v);
   }
   if (choose(problem) == nullptr) return "too little shared memory on this device";
   return {};

@@ -1,9 +1,8 @@
 #include "cuda/sm90/backward.hpp"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 
+#include "core/format.hpp"
 #include "cuda/sm80/backward.hpp"
 #include "cuda/sm90/backward_variants.hpp"
 
@@ -20,11 +19,11 @@ const BackwardVariant* choose(const Problem& problem) {
 
 std::string reject_backward(const Problem& problem) {
   if (problem.dtype != DType::f16 && problem.dtype != DType::bf16) {
-    return fmt::format("computes f16 and bf16, not {}", name_of(problem.dtype));
+    return formatted("computes f16 and bf16, not {}", name_of(problem.dtype));
   }
   if (std::max(problem.head_dim, problem.head_dim_v) > kLargestHeadDim) {
-    return fmt::format("backward: head dims up to {}, not {} and {}", kLargestHeadDim,
-                       problem.head_dim, problem.head_dim_v);
+    return formatted("backward: head dims up to {}, not {} and {}", kLargestHeadDim,
+                     problem.head_dim, problem.head_dim_v);
   }
   return {};
 }

@@ -1,6 +1,5 @@
 #include "cuda/sm90/forward.hpp"
 
-#include <fmt/format.h>
 #include <fmt/ranges.h>
 
 #include <algorithm>
@@ -10,6 +9,7 @@
 #include <tuple>
 #include <vector>
 
+#include "core/format.hpp"
 #include "cuda/host/device.hpp"
 #include "cuda/host/parameters.hpp"
 #include "cuda/sm90/candidates.hpp"
@@ -85,8 +85,8 @@ std::string_view tuned_for(const Problem& problem, const ForwardConfig& like) {
 
 /// "192x128-q2k3v3": tile of queries × keys, stages of Q, K and V; what is special.
 std::string name_of(const ForwardConfig& c) {
-  return fmt::format("{}x{}-q{}k{}v{}{}{}", c.tile_m, c.tile_n, c.q_stages, c.k_stages, c.v_stages,
-                     c.passes_over ? "-passes" : "", c.turns ? "" : "-free");
+  return formatted("{}x{}-q{}k{}v{}{}{}", c.tile_m, c.tile_n, c.q_stages, c.k_stages, c.v_stages,
+                   c.passes_over ? "-passes" : "", c.turns ? "" : "-free");
 }
 
 /// The variants of the smallest head dims that take a problem, the preferred first: those that the
@@ -172,9 +172,9 @@ std::optional<ForwardMaps> tensor_maps(const Problem& problem, const Parameters&
 
 std::string Forward::config() const {
   const ForwardConfig& c = variant_.config;
-  return fmt::format("{} head_dim={},{} warpgroups={}+1 shared={}K{} configs={}", name_of(c),
-                     c.head_dim, c.head_dim_v, c.warpgroups(), c.shared_bytes() / 1024,
-                     c.extras ? " extras" : "", fmt::join(names_for(problem_), "|"));
+  return formatted("{} head_dim={},{} warpgroups={}+1 shared={}K{} configs={}", name_of(c),
+                   c.head_dim, c.head_dim_v, c.warpgroups(), c.shared_bytes() / 1024,
+                   c.extras ? " extras" : "", fmt::join(names_for(problem_), "|"));
 }
 
 Status Forward::enqueue(const Arguments& arguments, cudaStream_t stream) const {
@@ -201,22 +201,22 @@ const ForwardVariant& general_forward(const Problem& problem) { return choose(pr
 
 std::string reject_forward(const Problem& problem) {
   if (problem.dtype != DType::f16 && problem.dtype != DType::bf16) {
-    return fmt::format("computes f16 and bf16, not {}", name_of(problem.dtype));
+    return formatted("computes f16 and bf16, not {}", name_of(problem.dtype));
   }
   if (std::max(problem.head_dim, problem.head_dim_v) > kLargestHeadDim) {
-    return fmt::format("head dims up to {}, not {} and {}", kLargestHeadDim, problem.head_dim,
-                       problem.head_dim_v);
+    return formatted("head dims up to {}, not {} and {}", kLargestHeadDim, problem.head_dim,
+                     problem.head_dim_v);
   }
   if (problem.head_dim % kVector != 0 || problem.head_dim_v % kVector != 0) {
-    return fmt::format("head dims that are multiples of {}, not {} and {}", kVector,
-                       problem.head_dim, problem.head_dim_v);
+    return formatted("head dims that are multiples of {}, not {} and {}", kVector, problem.head_dim,
+                     problem.head_dim_v);
   }
   if (problem.dropout_p > 0) return "no dropout";
   if (!asked_for().empty()) {
     const std::vector<std::string> names = names_for(problem);
     if (std::find(names.begin(), names.end(), asked_for()) == names.end()) {
-      return fmt::format("{}={}, expected one of {}", kEnvironment, asked_for(),
-                         fmt::join(names, ", "));
+      return formatted("{}={}, expected one of {}", kEnvironment, asked_for(),
+                       fmt::join(names, ", "));
     }
   }
   return {};

@@ -1,11 +1,10 @@
 // Row cuda_split_kv_sm90: from a problem to its kernel.
 #include "cuda/sm90/packed.hpp"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <optional>
 
+#include "core/format.hpp"
 #include "cuda/host/device.hpp"
 #include "cuda/host/kernel.hpp"
 #include "cuda/host/parameters.hpp"
@@ -83,9 +82,9 @@ class Packed final : public CudaKernel {
 
   std::string config() const override {
     const ForwardConfig& c = variant_.config;
-    return fmt::format("{} splits of the keys, {} heads x {} rows, tile={}x{} stages={}", splits_,
-                       c.tile_m / rows_of_head(problem_), rows_of_head(problem_), c.tile_m,
-                       c.tile_n, c.k_stages);
+    return formatted("{} splits of the keys, {} heads x {} rows, tile={}x{} stages={}", splits_,
+                     c.tile_m / rows_of_head(problem_), rows_of_head(problem_), c.tile_m, c.tile_n,
+                     c.k_stages);
   }
   std::size_t workspace_bytes() const override {
     const std::size_t parts =
@@ -144,10 +143,10 @@ std::string reject_packed(const Problem& problem) {
   if (problem.block_mask) return "no block mask";
   if (problem.varlen) return "no packed sequences";
   if (std::max(problem.head_dim, problem.head_dim_v) > kLargestHeadDim) {
-    return fmt::format("head dims up to {}", kLargestHeadDim);
+    return formatted("head dims up to {}", kLargestHeadDim);
   }
-  if (problem.seq_q > kMostQueries) return fmt::format("at most {} queries", kMostQueries);
-  if (problem.seq_kv < kLeastKeys) return fmt::format("at least {} keys", kLeastKeys);
+  if (problem.seq_q > kMostQueries) return formatted("at most {} queries", kMostQueries);
+  if (problem.seq_kv < kLeastKeys) return formatted("at least {} keys", kLeastKeys);
   return {};
 }
 

@@ -1,7 +1,6 @@
 #include "cuda/sm90/row.hpp"
 
-#include <fmt/format.h>
-
+#include "core/format.hpp"
 #include "cuda/host/device.hpp"
 #include "cuda/host/kernel.hpp"
 #include "cuda/host/reject.hpp"
@@ -19,7 +18,7 @@ constexpr int kHopper = 90;
 /// What both rows reject.
 std::string reject_here(const Problem& problem) {
   if (const int chip = device_info(problem.device.index).compute_capability; chip != kHopper) {
-    return fmt::format("needs sm_90, this is sm_{}", chip);
+    return formatted("needs sm_90, this is sm_{}", chip);
   }
   return {};
 }

@@ -1,13 +1,12 @@
 #include "cuda/sm90/sage.hpp"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <memory>
 #include <optional>
 #include <string>
 #include <tuple>
 
+#include "core/format.hpp"
 #include "cuda/host/device.hpp"
 #include "cuda/host/kernel.hpp"
 #include "cuda/host/parameters.hpp"
@@ -88,12 +87,12 @@ class SageForward final : public CudaKernel {
 
   std::string config() const override {
     const SageConfig& c = variant_.config;
-    return fmt::format("tile={}x{} head_dim={},{} warpgroups={}+1 stages={},{} shared={}K{}{}",
-                       c.tile_m, c.tile_n, c.head_dim, c.head_dim_v, c.warpgroups(), c.q_stages,
-                       c.stages, c.shared_bytes() / 1024, c.extras() ? " extras" : "",
-                       problem_.precision == Precision::sage4
-                           ? " (4-bit integers, multiplied as 8-bit ones: Hopper has no other)"
-                           : "");
+    return formatted("tile={}x{} head_dim={},{} warpgroups={}+1 stages={},{} shared={}K{}{}",
+                     c.tile_m, c.tile_n, c.head_dim, c.head_dim_v, c.warpgroups(), c.q_stages,
+                     c.stages, c.shared_bytes() / 1024, c.extras() ? " extras" : "",
+                     problem_.precision == Precision::sage4
+                         ? " (4-bit integers, multiplied as 8-bit ones: Hopper has no other)"
+                         : "");
   }
   std::size_t workspace_bytes() const override { return bytes_; }
 
@@ -141,8 +140,8 @@ class SageForward final : public CudaKernel {
 
 std::string reject_sage(const Problem& problem) {
   if (std::max(problem.head_dim, problem.head_dim_v) > kLargestHeadDim) {
-    return fmt::format("head dims up to {}, not {} and {}", kLargestHeadDim, problem.head_dim,
-                       problem.head_dim_v);
+    return formatted("head dims up to {}, not {} and {}", kLargestHeadDim, problem.head_dim,
+                     problem.head_dim_v);
   }
   if (problem.quantization.pv != PvFormat::fp8) return "no PV in 16 bits";
   if (problem.dropout_p > 0) return "no dropout";
