@@ -9,6 +9,7 @@ using tessera::Attention;
 using tessera::DeviceType;
 using tessera::DType;
 using tessera::Executor;
+using tessera::formatted;
 using tessera::Implementation;
 using tessera::Inputs;
 using tessera::Plan;

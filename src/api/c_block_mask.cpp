@@ -9,6 +9,7 @@ using tessera::BlockMask;
 using tessera::BlockMaskView;
 using tessera::BlockShape;
 using tessera::DeviceType;
+using tessera::formatted;
 using tessera::Result;
 using tessera::Status;
 using namespace tessera::c;

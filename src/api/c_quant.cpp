@@ -2,6 +2,7 @@
 #include "api/c_support.hpp"
 
 using tessera::AdaptivePlan;
+using tessera::formatted;
 using tessera::Precision;
 using tessera::PvFormat;
 using tessera::Quantization;
