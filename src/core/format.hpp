@@ -1,6 +1,6 @@
 // Messages in {fmt}'s syntax, checked when compiling. The library has {fmt} without its own library
-// (CMakeLists.txt), so that each object that calls fmt::format would compile all of it, four seconds
-// of a core; these calls share one object's.
+// (CMakeLists.txt), so that each object that calls fmt::format would compile all of it, four
+// seconds of a core; these calls share one object's.
 #pragma once
 
 #include <fmt/format.h>
