@@ -24,11 +24,13 @@ enum class Swizzle : std::uint32_t { bytes_128 = 1, bytes_64 = 2 };
 /// Operand in shared memory (PTX ISA, "Matrix descriptor"). `leading` and `stride` in bytes: for an
 /// operand whose rows lie along k, `stride` is from 8 rows to the next 8; for one whose rows lie
 /// across k, `leading` is from one swizzle-wide panel of columns to the next, `stride` from 8 rows
-/// to the next 8.
-__device__ __forceinline__ std::uint64_t matrix_descriptor(std::uint32_t address, int leading,
-                                                           int stride, Swizzle swizzle) {
+/// to the next 8. The operand begins `offset` bytes behind `address`; named apart, a tile's
+/// operands are one addition each, since what their addresses have in common is worked out once.
+__device__ __forceinline__ std::uint64_t matrix_descriptor(std::uint32_t address, int offset,
+                                                           int leading, int stride,
+                                                           Swizzle swizzle) {
   const std::uint32_t low =
-      (address & 0x3ffff) >> 4 | static_cast<std::uint32_t>(leading) >> 4 << 16;
+      address / 16 + static_cast<std::uint32_t>(leading / 16 << 16 | offset / 16);
   const std::uint32_t high =
       static_cast<std::uint32_t>(stride) >> 4 | static_cast<std::uint32_t>(swizzle) << 30;
   return static_cast<std::uint64_t>(high) << 32 | low;

@@ -16,7 +16,10 @@ std::span<const ForwardVariant> forward_candidates() {
       forward_variant<ForwardConfig{bf16, 128, 128, 128, 128, 2, 3, 2, false}>(),
       forward_variant<ForwardConfig{bf16, 128, 128, 128, 112, 2, 3, 2, false}>(),
       forward_variant<ForwardConfig{bf16, 128, 128, 192, 64, 1, 4, 4, false, true}>(),
+      forward_variant<ForwardConfig{bf16, 128, 128, 128, 176, 1, 2, 2, false}>(),
+      forward_variant<ForwardConfig{bf16, 128, 128, 128, 144, 2, 2, 2, false}>(),
       forward_variant<ForwardConfig{bf16, 256, 256, 128, 64, 1, 2, 2, false}>(),
+      forward_variant<ForwardConfig{bf16, 256, 256, 128, 80, 1, 2, 2, false}>(),
   };
   return kVariants;
 }

@@ -231,8 +231,9 @@ class Consumer : ConsumerSide<C> {
       ptx::sync_group(kGroupBarrier + group_, kGroupThreads);  // all have read Q
       held_ = true;
       q_.advance();
-      // In a packed tensor the next sequence's rows may follow.
-      if (!copied_ && (!p_.varlen || first + kOutputRows <= work.sequence.q_rows)) {
+      // Behind the last row another tile's may follow, in a packed tensor another sequence's.
+      const int rows = work.sequence.q_rows;
+      if (!copied_ && (first + kOutputRows <= rows || (!p_.varlen && rows == p_.seq_q))) {
         store_box(words, work, first, warp);
         return;
       }

@@ -80,8 +80,9 @@ constexpr ForwardVariant forward_variant() {
                 const DeviceInfo& device, cudaStream_t stream) {
             constexpr std::string_view kName = "cuda_sm90 forward";
             Schedule schedule;
-            if (Status status = make_schedule(kName, p, {C.tile_m, 2, maps != nullptr, false},
-                                              counter, device, stream, schedule);
+            if (Status status =
+                    make_schedule(kName, p, {C.tile_m, 2, maps != nullptr, false, kGroupRows},
+                                  counter, device, stream, schedule);
                 !status.ok()) {
               return status;
             }

@@ -197,7 +197,8 @@ __device__ __forceinline__ void load_panels(const Tile& tile, std::uint32_t barr
   }
 }
 
-/// Work `x` of the schedule; b = −1: there is none.
+/// Work `x` of the schedule; b = −1: there is none. A first tile may begin in front of its
+/// sequence.
 template <auto C>
 __device__ inline TileIndex locate_work(const Parameters& p, const Schedule& schedule, int x) {
   TileIndex tile;
@@ -214,7 +215,7 @@ __device__ inline TileIndex locate_work(const Parameters& p, const Schedule& sch
   const int plane = first + in_section % heads / p.group;
   tile.b = plane / p.heads_kv;
   tile.h = plane % p.heads_kv * p.group + in_section % p.group;
-  tile.begin = (schedule.tiles - 1 - in_section / heads) * C.tile_m;
+  tile.begin = (schedule.tiles - 1 - in_section / heads) * C.tile_m - schedule.missing;
   return tile;
 }
 

@@ -15,9 +15,14 @@ struct TileWork {
 template <auto C>
 __device__ __forceinline__ TileWork tile_work(const Parameters& p, const TileIndex& tile) {
   TileWork of;
-  of.work = {{uniform(tile.b), uniform(tile.h), uniform(tile.begin)},
-             uniform(sequence_of(p, tile.b))};
-  of.rows = {tile.begin, min(tile.begin + C.tile_m, of.work.sequence.q_len)};
+  const int begin = uniform(max(tile.begin, 0));
+  of.work = {{uniform(tile.b), uniform(tile.h), begin}, uniform(sequence_of(p, tile.b))};
+  Sequence& sequence = of.work.sequence;
+  if (tile.begin < 0) {  // the rows behind it are the next tile's
+    sequence.q_rows = min(sequence.q_rows, uniform(tile.begin) + C.tile_m);
+    sequence.q_len = min(sequence.q_len, sequence.q_rows);
+  }
+  of.rows = {begin, min(begin + C.tile_m, sequence.q_len)};
   of.keys = {0, 0};
   if (!of.rows.empty()) {
     of.keys = uniform(visible_keys(p, of.work.sequence, of.rows.begin, of.rows.end));

@@ -22,6 +22,7 @@ struct Division {
   int element_bytes;  ///< Of K and V.
   bool counts;        ///< Blocks may count works.
   bool cleared;       ///< The counter is 0 already.
+  int granule = 0;    ///< Tiles may begin at any multiple of it; 0: of their own size.
 };
 
 /// The lengths of works: all alike, known from their place in the sequence, or neither.
@@ -103,6 +104,10 @@ inline Status make_schedule(std::string_view kernel, const Parameters& p, const 
       static_cast<int>(works / std::max(p.heads_q, 1) / (p.varlen ? 1 : std::max(p.batch, 1))),
       static_cast<int>(works), static_cast<int>(std::clamp<std::int64_t>(section, 1, planes)),
       counts && division.counts ? counter : nullptr, lengths != Lengths::equal};
+  if (lengths == Lengths::regular && division.granule > 0) {
+    const int missing = schedule.tiles * division.tile_m - p.seq_q;
+    schedule.missing = missing / division.granule * division.granule;
+  }
   if (schedule.counter == nullptr || division.cleared) return {};
   const cudaError_t error = cudaMemsetAsync(counter, 0, sizeof(int), stream);
   if (error == cudaSuccess) return {};

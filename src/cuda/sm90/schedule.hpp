@@ -22,6 +22,8 @@ struct Schedule {
   int section;        ///< Planes of a section.
   int* counter;       ///< Counts works that were taken; null: blocks do not count.
   bool back = false;  ///< Then they go through the works there and back.
+  /// Rows that a sequence's first tile has less than the others, which end with the sequence then.
+  int missing = 0;
 };
 
 /// How short queries are divided (packed.cuh): 64 rows of a warpgroup are `rows` queries of each of

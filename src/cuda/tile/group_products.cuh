@@ -26,15 +26,15 @@ inline constexpr int kRowSteps = Tile::kRowVectors / 2;
 template <typename Tile>
 __device__ __forceinline__ std::uint64_t rows_operand(const Tile& tile, int k) {
   constexpr int kSteps = Tile::kPitch / 32;
-  return ptx::matrix_descriptor(
-      tile.base + k / kSteps * (Tile::kRows * Tile::kPitch) + k % kSteps * 32, 16, 8 * Tile::kPitch,
-      kSwizzle<Tile>);
+  return ptx::matrix_descriptor(tile.base,
+                                k / kSteps * (Tile::kRows * Tile::kPitch) + k % kSteps * 32, 16,
+                                8 * Tile::kPitch, kSwizzle<Tile>);
 }
 
 /// Rows [16 · k, 16 · k + 16) of a tile, as an operand whose rows lie across k.
 template <typename Tile>
 __device__ __forceinline__ std::uint64_t columns_operand(const Tile& tile, int k) {
-  return ptx::matrix_descriptor(tile.base + k * 16 * Tile::kPitch, Tile::kRows * Tile::kPitch,
+  return ptx::matrix_descriptor(tile.base, k * 16 * Tile::kPitch, Tile::kRows * Tile::kPitch,
                                 8 * Tile::kPitch, kSwizzle<Tile>);
 }
 
