@@ -76,6 +76,55 @@ TESSERA_INLINE ComingRows coming_rows(const Rows& rows, std::int64_t row, std::i
           columns * size};
 }
 
+/// Rows that are worked on side by side, so that what is loaded, and converted, of a key serves all
+/// of them, and the keys or vectors of columns beside them: as many sums as the registers hold.
+template <class S>
+inline constexpr int kRowsAtOnce = S::kLanes == 16 ? 4 : 2;
+inline constexpr int kBesideRows = 4;
+
+/// sum[row][key] = the products of q[row] and key[key], not yet added up over the lanes, for
+/// kRowsAtOnce rows and kLanes keys.
+template <class S, class T>
+TESSERA_INLINE void multiply_rows(const T* const (&key)[S::kLanes], const float* q,
+                                  std::int64_t q_stride, std::int64_t head_dim,
+                                  typename S::V (&sum)[kRowsAtOnce<S>][S::kLanes]) {
+  using V = typename S::V;
+  constexpr int kRows = kRowsAtOnce<S>;
+  const std::int64_t whole = head_dim / S::kLanes * S::kLanes;
+  for (int first = 0; first < S::kLanes; first += kBesideRows) {
+    V part[kRows][kBesideRows];
+    TESSERA_UNROLL for (int i = 0; i < kRows; ++i) {
+      TESSERA_UNROLL for (int r = 0; r < kBesideRows; ++r) part[i][r] = S::zero();
+    }
+    const auto add = [&](std::int64_t d, const auto& load) {
+      V x[kRows];
+      TESSERA_UNROLL for (int i = 0; i < kRows; ++i) x[i] = S::load(q + i * q_stride + d);
+      TESSERA_UNROLL for (int r = 0; r < kBesideRows; ++r) {
+        const V y = load(key[first + r] + d);
+        TESSERA_UNROLL for (int i = 0; i < kRows; ++i) part[i][r] = S::fma(x[i], y, part[i][r]);
+      }
+    };
+    for (std::int64_t d = 0; d < whole; d += S::kLanes) {
+      add(d, [](const T* at) { return S::load_as_f32(at); });
+    }
+    if (whole < head_dim) {
+      add(whole, [&](const T* at) { return load_partial<S>(at, head_dim - whole); });
+    }
+    TESSERA_UNROLL for (int i = 0; i < kRows; ++i) {
+      TESSERA_UNROLL for (int r = 0; r < kBesideRows; ++r) sum[i][first + r] = part[i][r];
+    }
+  }
+}
+
+/// The sums over the lanes of kLanes vectors, one in each lane.
+template <class S>
+TESSERA_INLINE typename S::V add_lanes(typename S::V (&sum)[S::kLanes]) {
+  S::transpose(sum);
+  typename S::V total = sum[0];
+  TESSERA_UNROLL for (int r = 1; r < S::kLanes; ++r) total = S::add(total, sum[r]);
+  return total;
+}
+
 /// s[key][row] = q[row] · k[key] for n keys; the lanes of other rows are zero.
 template <class S, class T>
 void dot_keys(const T* k, std::int64_t k_stride, std::int64_t n, const float* q,
@@ -89,7 +138,13 @@ void dot_keys(const T* k, std::int64_t k_stride, std::int64_t n, const float* q,
     for (int r = 0; r < S::kLanes; ++r) coming.prefetch(j + r < n ? j + r : n - 1);
     V scores[S::kLanes];
     for (int row = 0; row < S::kLanes; ++row) scores[row] = S::zero();
-    for (std::int64_t row = 0; row < rows; ++row) {
+    std::int64_t row = 0;
+    for (; row + kRowsAtOnce<S> <= rows; row += kRowsAtOnce<S>) {
+      V sums[kRowsAtOnce<S>][S::kLanes];
+      multiply_rows<S>(key, q + row * q_stride, q_stride, head_dim, sums);
+      for (int i = 0; i < kRowsAtOnce<S>; ++i) scores[row + i] = add_lanes<S>(sums[i]);
+    }
+    for (; row < rows; ++row) {
       const float* q_row = q + row * q_stride;
       V sum[S::kLanes];
       TESSERA_UNROLL for (int r = 0; r < S::kLanes; ++r) sum[r] = S::zero();
@@ -105,10 +160,7 @@ void dot_keys(const T* k, std::int64_t k_stride, std::int64_t n, const float* q,
           sum[r] = S::fma(x, load_partial<S>(key[r] + whole, head_dim - whole), sum[r]);
         }
       }
-      S::transpose(sum);
-      V total = sum[0];
-      TESSERA_UNROLL for (int r = 1; r < S::kLanes; ++r) total = S::add(total, sum[r]);
-      scores[row] = total;
+      scores[row] = add_lanes<S>(sum);
     }
     S::transpose(scores);
     for (int r = 0; r < S::kLanes; ++r) S::store(s + (j + r) * S::kLanes, scores[r]);
@@ -136,12 +188,55 @@ TESSERA_INLINE void add_columns(const T* v, std::int64_t v_stride, const float* 
   TESSERA_UNROLL for (int c = 0; c < N; ++c) S::store(o + c * S::kLanes, sum[c]);
 }
 
+/// The same for kRowsAtOnce rows, p[j][row], and kBesideRows vectors of columns.
+template <class S, class T>
+TESSERA_INLINE void add_columns_of_rows(const T* v, std::int64_t v_stride, const float* p,
+                                        std::int64_t n, const float* alpha,
+                                        const ComingRows* coming, float* o, std::int64_t o_stride) {
+  using V = typename S::V;
+  constexpr int kRows = kRowsAtOnce<S>;
+  V sum[kRows][kBesideRows];
+  TESSERA_UNROLL for (int i = 0; i < kRows; ++i) {
+    TESSERA_UNROLL for (int c = 0; c < kBesideRows; ++c) {
+      sum[i][c] = S::mul(S::set(alpha[i]), S::load(o + i * o_stride + c * S::kLanes));
+    }
+  }
+  for (std::int64_t j = 0; j < n; ++j) {
+    if (coming != nullptr) coming->prefetch(j);
+    V x[kBesideRows];
+    TESSERA_UNROLL for (int c = 0; c < kBesideRows; ++c) {
+      x[c] = S::load_as_f32(v + j * v_stride + c * S::kLanes);
+    }
+    TESSERA_UNROLL for (int i = 0; i < kRows; ++i) {
+      const V weight = S::set(p[j * S::kLanes + i]);
+      TESSERA_UNROLL for (int c = 0; c < kBesideRows; ++c) {
+        sum[i][c] = S::fma(weight, x[c], sum[i][c]);
+      }
+    }
+  }
+  TESSERA_UNROLL for (int i = 0; i < kRows; ++i) {
+    TESSERA_UNROLL for (int c = 0; c < kBesideRows; ++c) {
+      S::store(o + i * o_stride + c * S::kLanes, sum[i][c]);
+    }
+  }
+}
+
 /// o[row][d] = α[row] · o[row][d] + Σ_j p[j][row] · v[j][d].
 template <class S, class T>
 void add_values(const T* v, std::int64_t v_stride, const float* p, std::int64_t n,
                 const float* alpha, std::int64_t rows, std::int64_t head_dim_v,
                 const ComingRows& coming, const PartialRows& part) {
-  for (std::int64_t row = 0; row < rows; ++row) {
+  constexpr std::int64_t kColumns = kBesideRows * S::kLanes;
+  const bool whole_columns = head_dim_v % kColumns == 0;
+  std::int64_t row = 0;
+  for (; whole_columns && row + kRowsAtOnce<S> <= rows; row += kRowsAtOnce<S>) {
+    for (std::int64_t d = 0; d < head_dim_v; d += kColumns) {
+      add_columns_of_rows<S>(v + d, v_stride, p + row, n, alpha + row,
+                             row == 0 && d == 0 ? &coming : nullptr,
+                             part.o + row * part.padded_v + d, part.padded_v);
+    }
+  }
+  for (; row < rows; ++row) {
     float* o = part.o + row * part.padded_v;
     std::int64_t d = 0;
     const auto first = [&] { return row == 0 && d == 0 ? &coming : nullptr; };
