@@ -227,16 +227,17 @@ class BlockWorks {
   __device__ explicit BlockWorks(const Schedule& schedule)
       : works_(schedule.works),
         counter_(schedule.counter),
-        next_(static_cast<int>(blockIdx.x)),
-        step_(static_cast<int>(schedule.back ? 2 * (gridDim.x - blockIdx.x) - 1 : gridDim.x)) {}
+        back_(schedule.back),
+        next_(static_cast<int>(blockIdx.x)) {}
 
   /// −1 at the end.
   __device__ __forceinline__ int next() {
     const int x = uniform(next_);
     if (x >= works_) return -1;
     if (counter_ == nullptr) {
-      next_ += step_;
-      step_ = 2 * static_cast<int>(gridDim.x) - step_;
+      // The way back is computed anew, not kept: the loading warp has no uniform register to spare.
+      const int blocks = static_cast<int>(gridDim.x);
+      next_ += back_ ? 2 * (blocks - x % blocks) - 1 : blocks;
     } else {
       // Fetched one work ahead; the other lanes' 0 does not matter to uniform.
       next_ = threadIdx.x == 0 ? atomicAdd(counter_, 1) + static_cast<int>(gridDim.x) : 0;
@@ -250,8 +251,8 @@ class BlockWorks {
  private:
   int works_;
   int* counter_;
+  bool back_;
   int next_;
-  int step_;  ///< To the next work, without a counter.
 };
 
 }  // namespace tessera::cuda::sm90
