@@ -247,7 +247,10 @@ __global__ void __launch_bounds__(kBlockThreads<kChunks>, kResident)
   using Block = ClusterBlock<T, kChunks>;
   extern __shared__ __align__(16) std::byte bytes[];
   ptx::release_next_launch();
-  if (blockIdx.x == 0 && threadIdx.x < kCounterInts) target.counter[threadIdx.x] = 0;
+  for (unsigned x = blockIdx.x * blockDim.x + threadIdx.x; x < kCounterInts;
+       x += gridDim.x * blockDim.x) {
+    target.counter[x] = 0;
+  }
   const int cluster = static_cast<int>(blockIdx.x) / order.blocks;
   const int of_kv = cluster - order.q_planes;
   const Tensor tensor = of_kv < 0 ? kQ : of_kv % 2 == 0 ? kK : kV;
