@@ -59,6 +59,27 @@ TEST(Quantised, LongLengths) {
   }
 }
 
+/// On a GPU blocks that would be idle take a part of the keys: all of few queries' and those of the
+/// last works of many.
+TEST(Quantised, ManyKeysForFewQueries) {
+  int step = 0;
+  for (const Shape& shape : {Shape{70, 1024}, Shape{200, 1500}, Shape{33, 2049}}) {
+    for (std::int64_t head_dim : {64, 128}) {
+      for (int sage4 = 0; sage4 < 2; ++sage4) {
+        Case c = shaped(sage4, shape, head_dim);
+        c.dtype = kDtypes[step++ % 3];
+        check_quantised_case(c);
+      }
+    }
+  }
+  for (std::int64_t head_dim : {64, 128}) {
+    Case c = shaped(head_dim == 64 ? 1 : 0, {20, 1300}, head_dim);
+    c.batch = 4;
+    c.heads_q = c.heads_kv = 35;
+    check_quantised_case(c);
+  }
+}
+
 TEST(Quantised, HeadDims) {
   int step = 0;
   for (std::int64_t head_dim : {16, 24, 32, 40, 48, 59, 64, 80, 96, 111, 128, 160, 192, 256}) {

@@ -59,6 +59,19 @@ class QuantisedSoftmax {
     return true;
   }
 
+  /// Takes references of other keys: what was accumulated is to be multiplied by `by`, what they go
+  /// with by `by_others`.
+  __device__ __forceinline__ void join(const float (&others)[2], float (&by)[2],
+                                       float (&by_others)[2]) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float raised = fmaxf(reference_[half], others[half]);
+      by[half] = ptx::exp2(reference_[half] - raised);
+      by_others[half] = ptx::exp2(others[half] - raised);
+      reference_[half] = raised;
+    }
+  }
+
   /// Weights of scores that are `factor` times an exponent of 2.
   template <typename Number>
   __device__ __forceinline__ float weight(Number s, float factor, int half) const {

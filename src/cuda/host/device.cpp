@@ -1,14 +1,9 @@
 #include "cuda/host/device.hpp"
 
-#include <array>
-#include <mutex>
-
 #include "core/format.hpp"
 
 namespace tessera::cuda {
 namespace {
-
-constexpr int kMaxDevices = 64;
 
 DeviceInfo read_device(int device) {
   DeviceInfo info;
@@ -53,12 +48,8 @@ int device_count() {
 }
 
 const DeviceInfo& device_info(int device) {
-  static std::array<DeviceInfo, kMaxDevices> infos;
-  static std::array<std::once_flag, kMaxDevices> read;
-  static const DeviceInfo kNone;
-  if (device < 0 || device >= kMaxDevices) return kNone;
-  std::call_once(read[device], [device] { infos[device] = read_device(device); });
-  return infos[device];
+  static PerDevice<DeviceInfo> infos;
+  return infos.get(device, read_device);
 }
 
 Status error_status(cudaError_t error, std::string_view what) {

@@ -3,6 +3,8 @@
 
 #include <cuda_runtime_api.h>
 
+#include <array>
+#include <mutex>
 #include <string>
 #include <string_view>
 
@@ -24,7 +26,26 @@ class DeviceGuard {
   bool ok_ = false;
 };
 
-/// What kernels are planned for. Read once per device, then cached for the life of the process.
+/// A fact about each device, read once, then cached for the life of the process.
+template <typename Fact>
+class PerDevice {
+ public:
+  /// read(device) is called the first time. Devices that CUDA does not number so have no facts.
+  template <typename Read>
+  const Fact& get(int device, Read read) {
+    static const Fact kNone{};
+    if (device < 0 || device >= kMaxDevices) return kNone;
+    std::call_once(read_[device], [&] { facts_[device] = read(device); });
+    return facts_[device];
+  }
+
+ private:
+  static constexpr int kMaxDevices = 64;
+  std::array<Fact, kMaxDevices> facts_{};
+  std::array<std::once_flag, kMaxDevices> read_;
+};
+
+/// What kernels are planned for, once per device.
 struct DeviceInfo {
   int compute_capability = 0;  ///< 10 · major + minor; 0 if the device could not be read.
   int multiprocessors = 0;

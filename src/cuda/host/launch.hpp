@@ -29,7 +29,11 @@ struct LaunchShape {
 Status launch_kernel(std::string_view name, const void* kernel, const LaunchShape& shape,
                      void** arguments, cudaStream_t stream);
 
-/// The same with the arguments themselves, converted to what the kernel takes.
+/// Blocks of the largest cluster of `kernel`, a power of two up to `most`, of which the current
+/// device places at least one; 0 if it does not say so.
+int largest_cluster(const void* kernel, int threads, std::size_t shared_bytes, int most);
+
+/// launch_kernel with the arguments themselves, converted to what the kernel takes.
 template <typename... Wanted, typename... Given>
 Status launch(std::string_view name, void (*kernel)(Wanted...), const LaunchShape& shape,
               cudaStream_t stream, const Given&... arguments) {

@@ -11,6 +11,7 @@
 // one, and nobody waits for anybody outside of the cluster. Longer sequences are left to it.
 #include <algorithm>
 
+#include "cuda/host/device.hpp"
 #include "cuda/host/launch.hpp"
 #include "cuda/ptx/cluster.cuh"
 #include "cuda/ptx/launches.cuh"
@@ -59,9 +60,7 @@ struct SharedRows {
 };
 
 /// How rows are shared out: first come clusters for heads of Q, then in turns for K's and V's.
-struct ClusterOrder {
-  int blocks;    ///< Of a cluster,
-  int tiles;     ///< of each of these.
+struct ClusterOrder : ClusterShape {
   int q_planes;  ///< Heads of Q in all sequences; 0: no means of it are wanted.
 };
 
@@ -248,7 +247,10 @@ __global__ void __launch_bounds__(kBlockThreads<kChunks>, kResident)
   using Block = ClusterBlock<T, kChunks>;
   extern __shared__ __align__(16) std::byte bytes[];
   ptx::release_next_launch();
-  if (blockIdx.x == 0 && threadIdx.x < kCounterInts) target.counter[threadIdx.x] = 0;
+  for (unsigned x = blockIdx.x * blockDim.x + threadIdx.x; x < kCounterInts;
+       x += gridDim.x * blockDim.x) {
+    target.counter[x] = 0;
+  }
   const int cluster = static_cast<int>(blockIdx.x) / order.blocks;
   const int of_kv = cluster - order.q_planes;
   const Tensor tensor = of_kv < 0 ? kQ : of_kv % 2 == 0 ? kK : kV;
@@ -264,6 +266,22 @@ __global__ void __launch_bounds__(kBlockThreads<kChunks>, kResident)
   Block(p, target, order, state, bytes, rows, first, count).run(tensor, means);
 }
 
+template <typename T, int kChunks>
+std::size_t shared_bytes(int tiles) {
+  return tiles * kBytesOfTile<T, kChunks> + sizeof(typename ClusterBlock<T, kChunks>::State);
+}
+
+/// Blocks of the largest cluster that the device places: parts of one may be too small for all.
+template <typename T, int kChunks>
+int largest_placed(int device) {
+  static PerDevice<int> largest;
+  return largest.get(device, [](int) {
+    return largest_cluster(reinterpret_cast<const void*>(quantise_clusters<T, kChunks>),
+                           kBlockThreads<kChunks>, shared_bytes<T, kChunks>(kMostTiles<T, kChunks>),
+                           kLargestCluster);
+  });
+}
+
 int columns_of(const FusedTarget& target) { return std::max(target.q.columns, target.v.columns); }
 
 /// Tiles of the longest sequence.
@@ -274,28 +292,33 @@ int most_tiles(const FusedTarget& target) {
 
 }  // namespace
 
-bool clusters_take(const Parameters& p, const FusedTarget& target) {
-  const int columns = columns_of(target) <= 64 ? 64 : 128;
-  const int bytes = kTileTokens * columns * static_cast<int>(size_of(target.k.dtype));
-  return !p.varlen && target.q_values == nullptr && columns_of(target) <= 128 && p.batch > 0 &&
-         most_tiles(target) <= kLargestCluster * (kTileBytes / bytes);
+std::optional<ClusterShape> clusters_for(const Parameters& p, const FusedTarget& target,
+                                         int device) {
+  std::optional<ClusterShape> shape;
+  if (p.varlen || target.q_values != nullptr || p.batch == 0) return shape;
+  const Status asked = for_dtype(target.q.dtype, [&]<typename T>(T) {
+    return for_chunks(columns_of(target), [&](auto chunks) -> Status {
+      if constexpr (constexpr int kChunks = chunks(); kChunks <= 16) {
+        shape = cluster_shape(most_tiles(target), kMostTiles<T, kChunks>,
+                              largest_placed<T, kChunks>(device));
+      }
+      return {};
+    });
+  });
+  return asked.ok() ? shape : std::nullopt;
 }
 
-Status quantise_in_clusters(const Parameters& p, const FusedTarget& target, cudaStream_t stream) {
+Status quantise_in_clusters(const Parameters& p, const FusedTarget& target,
+                            const ClusterShape& shape, cudaStream_t stream) {
   return for_dtype(target.q.dtype, [&]<typename T>(T) {
     return for_chunks(columns_of(target), [&](auto chunks) -> Status {
       if constexpr (constexpr int kChunks = chunks(); kChunks <= 16) {
-        const int tiles = most_tiles(target);
-        ClusterOrder order{1, 0, target.q_means != nullptr ? p.batch * p.heads_q : 0};
-        while (order.blocks * kMostTiles<T, kChunks> < tiles) order.blocks *= 2;
-        order.tiles = (tiles + order.blocks - 1) / order.blocks;
+        const ClusterOrder order{shape, target.q_means != nullptr ? p.batch * p.heads_q : 0};
         const std::int64_t clusters = order.q_planes + std::int64_t{2} * p.batch * p.heads_kv;
-        const std::size_t bytes = order.tiles * kBytesOfTile<T, kChunks> +
-                                  sizeof(typename ClusterBlock<T, kChunks>::State);
-        return launch(
-            "quantise", quantise_clusters<T, kChunks>,
-            LaunchShape{clusters * order.blocks, kBlockThreads<kChunks>, bytes, order.blocks},
-            stream, p, target, order);
+        return launch("quantise", quantise_clusters<T, kChunks>,
+                      LaunchShape{clusters * shape.blocks, kBlockThreads<kChunks>,
+                                  shared_bytes<T, kChunks>(shape.tiles), shape.blocks},
+                      stream, p, target, order);
       } else {
         return Status(StatusCode::unsupported, "quantise: rows of more than 128 channels");
       }

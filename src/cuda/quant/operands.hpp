@@ -11,9 +11,10 @@ inline constexpr int kTileTokens = 128;
 inline constexpr int kQueryWarp = 32;  ///< Queries that have eight scales, i % 8.
 inline constexpr int kKeyGroup = 64;   ///< Keys that have four scales, j % 8 / 2.
 
-/// In front of the statistics' counters: that of the quantise kernel's jobs, then those of the
-/// attention kernels.
-inline constexpr int kCounterInts = 16;
+/// In front of the statistics' counters: that of the quantise kernel's jobs, those of the attention
+/// kernels, and from kFirstArrival on shares that have come (sm90/last_round.hpp).
+inline constexpr int kFirstArrival = 16;
+inline constexpr int kCounterInts = 2048;
 
 /// Planes are [batch, heads]; packed problems have one of all sequences, each from its padded_begin
 /// on.

@@ -3,9 +3,11 @@
 
 #include <cuda_runtime_api.h>
 
+#include <optional>
 #include <span>
 
 #include "cuda/algo/parameters.hpp"
+#include "cuda/quant/cluster_shape.hpp"
 #include "cuda/quant/operands.hpp"
 #include "tessera/quant.hpp"
 #include "tessera/status.hpp"
@@ -87,10 +89,12 @@ bool fused_takes(const Source& source);
 Status quantise_fused(const Parameters& p, const FusedTarget& target, int multiprocessors,
                       cudaStream_t stream);
 
-/// The same from shared memory, where the heads of a sequence fit into that of a cluster and nobody
-/// wants integers of q. Clears the counters itself.
-bool clusters_take(const Parameters& p, const FusedTarget& target);
-Status quantise_in_clusters(const Parameters& p, const FusedTarget& target, cudaStream_t stream);
+/// The same from shared memory, where the heads of a sequence fit into that of a cluster which
+/// `device`, the current one, places, and nobody wants integers of q. Clears the counters itself.
+std::optional<ClusterShape> clusters_for(const Parameters& p, const FusedTarget& target,
+                                         int device);
+Status quantise_in_clusters(const Parameters& p, const FusedTarget& target,
+                            const ClusterShape& shape, cudaStream_t stream);
 
 /// V to f16 where that is its dtype, else to bf16; zero where it is not used.
 struct HalfValuesTarget {

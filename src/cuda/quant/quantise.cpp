@@ -22,7 +22,8 @@ class Quantiser {
         k_{p.k, problem.dtype, false, p.heads_kv, p.head_dim, x_.rows_kv},
         v_{p.v, problem.dtype, false, p.heads_kv, p.head_dim_v, x_.rows_kv},
         levels_(quant::levels_of(problem.precision)),
-        device_(device_info(problem.device.index)) {}
+        device_index_(problem.device.index),
+        device_(device_info(device_index_)) {}
 
   Status run(bool row_offsets, cudaStream_t stream) const {
     const bool smooth_k = scratch_.k_means != nullptr;
@@ -73,7 +74,9 @@ class Quantiser {
     target.q_scales = x_.q_scales, target.k_scales = x_.k_scales, target.v_scales = x_.v_scales;
     target.counter = scratch_.counters;
     target.state = scratch_.counters + kCounterInts;
-    if (clusters_take(p_, target)) return quantise_in_clusters(p_, target, stream);
+    if (const auto shape = clusters_for(p_, target, device_index_)) {
+      return quantise_in_clusters(p_, target, *shape, stream);
+    }
     if (Status status = clear_counters(stream); !status.ok()) return status;
     return quantise_fused(p_, target, device_.multiprocessors, stream);
   }
@@ -143,6 +146,7 @@ class Quantiser {
   const QuantiseScratch& scratch_;
   const Source q_, k_, v_;
   const float levels_;
+  const int device_index_;
   const DeviceInfo& device_;
 };
 

@@ -18,6 +18,7 @@ struct KernelTraits<C> {
   static constexpr int kVStages = C.v_stages;
   static constexpr int kScaleBytes = 0;
   static constexpr bool kPacked = C.packed;
+  static constexpr bool kShares = false;
   static constexpr bool kHoldsQ = C.stages_output();
   /// Registers of a thread. A block starts with as many for all as 65536 allow, in steps of 8.
   static constexpr int kProducerRegisters = kConsumers <= 2 ? 40 : 32;

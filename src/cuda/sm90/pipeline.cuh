@@ -34,7 +34,7 @@ struct Message {
 struct Work {
   TileIndex tile;
   Sequence sequence;
-  int split = 0;  ///< Which part of the keys (packed.cuh).
+  int split = 0;  ///< Which part of the keys (packed.cuh), or 1 + the number of a share.
 };
 
 /// Named barriers: one of each consumer, one of the producer's, then the consumers' turns.
@@ -72,6 +72,7 @@ class SharedMemory {
   static constexpr int kMessages = (kBarriers * ptx::kMbarrierBytes + 15) / 16 * 16;
   static constexpr int kMessageBytes = 8;
   static constexpr int kWorkBytes = 48;
+  static constexpr bool kSplits = Traits::kPacked || Traits::kShares;
   static_assert(kTileBytes % 16 == 0 && kScaleBytes % 16 == 0);
   static_assert(kTileBytes + kKStages * (kScaleBytes + kMessageBytes) + kMessages +
                     C.q_stages * kWorkBytes <=
@@ -131,7 +132,7 @@ class SharedMemory {
     ptx::store_shared_16(to, t.b, t.h, t.begin, s.shift);
     ptx::store_shared_16(to + 16, s.q_begin, s.q_rows, s.q_len, s.kv_begin);
     ptx::store_shared_8(to + 32, s.kv_rows, s.kv_len);
-    if constexpr (Traits::kPacked) ptx::store_shared_8(to + 40, work.split, 0);
+    if constexpr (kSplits) ptx::store_shared_8(to + 40, work.split, 0);
   }
   /// Whole warps call it.
   __device__ __forceinline__ Work read_work(int q_stage) const {
@@ -144,7 +145,7 @@ class SharedMemory {
     Work work{{word(w[0][0]), word(w[0][1]), word(w[0][2])},
               {word(w[1][0]), word(w[1][3]), word(w[1][1]), word(v[0]), word(w[1][2]), word(v[1]),
                word(w[0][3])}};
-    if constexpr (Traits::kPacked) {
+    if constexpr (kSplits) {
       ptx::load_shared_8(v, from + 40);
       work.split = word(v[0]);
     }
@@ -219,6 +220,22 @@ __device__ inline TileIndex locate_work(const Parameters& p, const Schedule& sch
   return tile;
 }
 
+/// Number `x` of a schedule whose last works are shared out.
+__device__ __forceinline__ int work_of_share(const LastRound& last, int x) {
+  return x < last.whole ? x : last.whole + (x - last.whole) / last.parts;
+}
+
+/// Its part of the keys, which all begin at 0 there. There are at least as many tiles as parts.
+template <auto C>
+__device__ __forceinline__ void take_share(const LastRound& last, int x, Work& work, Range& keys) {
+  if (x < last.whole) return;
+  const int tiles = (keys.end + C.tile_n - 1) / C.tile_n;
+  const int part = (x - last.whole) % last.parts;
+  work.split = 1 + x - last.whole;
+  keys = {tiles * part / last.parts * C.tile_n,
+          min(keys.end, tiles * (part + 1) / last.parts * C.tile_n)};
+}
+
 /// The works of one block. With a counter: whichever is next when the block gets to it, the longest
 /// first, so that blocks end together. Without: one of every gridDim; there and back, sums of
 /// falling lengths are alike. Whole warps call it.
@@ -227,16 +244,17 @@ class BlockWorks {
   __device__ explicit BlockWorks(const Schedule& schedule)
       : works_(schedule.works),
         counter_(schedule.counter),
-        next_(static_cast<int>(blockIdx.x)),
-        step_(static_cast<int>(schedule.back ? 2 * (gridDim.x - blockIdx.x) - 1 : gridDim.x)) {}
+        back_(schedule.back),
+        next_(static_cast<int>(blockIdx.x)) {}
 
   /// −1 at the end.
   __device__ __forceinline__ int next() {
     const int x = uniform(next_);
     if (x >= works_) return -1;
     if (counter_ == nullptr) {
-      next_ += step_;
-      step_ = 2 * static_cast<int>(gridDim.x) - step_;
+      // The way back is computed anew, not kept: the loading warp has no uniform register to spare.
+      const int blocks = static_cast<int>(gridDim.x);
+      next_ += back_ ? 2 * (blocks - x % blocks) - 1 : blocks;
     } else {
       // Fetched one work ahead; the other lanes' 0 does not matter to uniform.
       next_ = threadIdx.x == 0 ? atomicAdd(counter_, 1) + static_cast<int>(gridDim.x) : 0;
@@ -250,8 +268,8 @@ class BlockWorks {
  private:
   int works_;
   int* counter_;
+  bool back_;
   int next_;
-  int step_;  ///< To the next work, without a counter.
 };
 
 }  // namespace tessera::cuda::sm90

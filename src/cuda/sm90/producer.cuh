@@ -51,9 +51,12 @@ class Producer {
   __device__ void run(Announce announce) {
     for (int x = works_.next(); x >= 0; x = works_.next()) {
       announce(works_);
-      const TileIndex tile = locate_work<C>(p_, schedule_, x);
+      int number = x;
+      if constexpr (Traits::kShares) number = work_of_share(schedule_.last, x);
+      const TileIndex tile = locate_work<C>(p_, schedule_, number);
       if (tile.b >= 0) {
-        const TileWork of = tile_work<C>(p_, tile);
+        TileWork of = tile_work<C>(p_, tile);
+        if constexpr (Traits::kShares) take_share<C>(schedule_.last, x, of.work, of.keys);
         load(of.work, of.rows, of.keys);
       }
     }

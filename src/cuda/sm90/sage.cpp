@@ -1,6 +1,7 @@
 #include "cuda/sm90/sage.hpp"
 
 #include <algorithm>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <string>
@@ -42,8 +43,35 @@ bool overlaps_blocks(const Problem& problem, const SageConfig& config) {
   return problem.block_mask && problem.block_q % config.tile_m != 0;
 }
 
+std::int64_t works_of(const Problem& problem, const SageConfig& config) {
+  return (problem.seq_q + config.tile_m - 1) / config.tile_m * problem.heads_q * problem.batch;
+}
+
+/// Which works are shared out along their keys: of problems whose works are all alike.
+LastRound last_round_of(const Problem& problem, const SageConfig& config) {
+  const bool alike = !problem.causal && !problem.windowed() && !problem.varlen &&
+                     !problem.block_mask && !problem.q_lens && !problem.kv_lens;
+  if (!alike || !config.shares || problem.head_dim_v > config.head_dim_v) return {};
+  const std::int64_t works = works_of(problem, config);
+  const std::int64_t steps = (problem.seq_kv + config.tile_n - 1) / config.tile_n;
+  const int blocks = device_info(problem.device.index).multiprocessors;
+  constexpr int kMostWarps = 12;
+  if (works > std::numeric_limits<int>::max() / 2 ||
+      blocks * kMostWarps > kCounterInts - kFirstArrival) {
+    return {};
+  }
+  return last_round(static_cast<int>(works), blocks, static_cast<int>(steps));
+}
+
+/// What its shares leave.
+std::size_t share_bytes(const Problem& problem, const SageConfig& config) {
+  const LastRound last = last_round_of(problem, config);
+  const int works = static_cast<int>(works_of(problem, config));
+  return last.shares(works) * config.share_floats() * sizeof(float);
+}
+
 /// The variant for a problem: of its head dims and scope, with the largest tiles that fit the
-/// blocks of its mask, or else the smallest.
+/// blocks of its mask, or else the smallest; one that shares keys where there are any to share.
 const SageVariant& choose(const Problem& problem) {
   const bool half = problem.head_dim <= 64 && problem.head_dim_v <= 64;
   const auto variants = half ? sage_d64() : problem.head_dim <= 128 ? sage_d128() : sage_d256();
@@ -51,7 +79,9 @@ const SageVariant& choose(const Problem& problem) {
   const auto rank = [&problem, scope](const SageVariant& variant) {
     const SageConfig& c = variant.config;
     const bool overlaps = overlaps_blocks(problem, c);
-    return std::tuple(c.scope != scope, overlaps, overlaps ? c.tile_m : -c.tile_m);
+    const bool in_vain = c.shares && share_bytes(problem, c) == 0;
+    return std::tuple(c.scope != scope || in_vain, overlaps, overlaps ? c.tile_m : -c.tile_m,
+                      !c.shares);
   };
   return *std::ranges::min_element(variants, {}, rank);
 }
@@ -83,13 +113,16 @@ class SageForward final : public CudaKernel {
   explicit SageForward(const Problem& problem)
       : CudaKernel(problem),
         variant_(choose(problem)),
-        bytes_(quantised_workspace(problem, nullptr).bytes) {}
+        last_(last_round_of(problem, variant_.config)),
+        operand_bytes_(quantised_workspace(problem, nullptr).bytes),
+        bytes_(operand_bytes_ + share_bytes(problem, variant_.config)) {}
 
   std::string config() const override {
     const SageConfig& c = variant_.config;
-    return formatted("tile={}x{} head_dim={},{} warpgroups={}+1 stages={},{} shared={}K{}{}",
+    return formatted("tile={}x{} head_dim={},{} warpgroups={}+1 stages={},{} shared={}K{}{}{}",
                      c.tile_m, c.tile_n, c.head_dim, c.head_dim_v, c.warpgroups(), c.q_stages,
                      c.stages, c.shared_bytes() / 1024, c.extras() ? " extras" : "",
+                     last_.parts > 1 ? formatted(" last_round={}", last_.parts) : "",
                      problem_.precision == Precision::sage4
                          ? " (4-bit integers, multiplied as 8-bit ones: Hopper has no other)"
                          : "");
@@ -127,13 +160,17 @@ class SageForward final : public CudaKernel {
             maps = *made;
           }
           int* const counter = to.scratch.counters + 1 + first / variant_.config.head_dim_v;
-          return variant_.enqueue(part, maps, own, counter, device, stream);
+          const Sharing sharing{last_,
+                                reinterpret_cast<float*>(arguments.workspace + operand_bytes_),
+                                to.scratch.counters + kFirstArrival};
+          return variant_.enqueue(part, maps, own, counter, sharing, device, stream);
         });
   }
 
  private:
   const SageVariant& variant_;
-  const std::size_t bytes_;
+  const LastRound last_;
+  const std::size_t operand_bytes_, bytes_;
 };
 
 }  // namespace

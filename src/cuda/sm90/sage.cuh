@@ -29,6 +29,8 @@
 // which so cost no instruction. The tensor cores' sums keep 13 bits, so each tile's product starts
 // from zero and is added to O in f32.
 //
+// Blocks that a last round of works would leave idle share its keys out (last_round.hpp).
+//
 // Where all of Q was smoothed, a number for each key comes with K and is added to its scores before
 // the softmax's scale; so scores are floats from then on. What else there is to scores takes the
 // variant with two consumers, which have the registers for it.
@@ -106,26 +108,31 @@ __global__ void __launch_bounds__(KernelTraits<Config::value>::kThreads, 1)
     }
   } else {
     ptx::take_registers<Traits::kConsumerRegisters>();
-    SageConsumer<C>(p, operands, shared, group).run();
+    SageConsumer<C>(p, operands, schedule.last, shared, group).run();
   }
 }
 
 template <SageConfig C>
 constexpr SageVariant sage_variant() {
-  return {C, [](const Parameters& p, const TensorMaps& maps, const SageOperands& operands,
-                int* counter, const DeviceInfo& device, cudaStream_t stream) {
-            constexpr std::string_view kName = "cuda_sage_sm90 forward";
-            Schedule schedule;
-            if (Status status = make_schedule(kName, p, {C.tile_m, 1, true, true}, counter, device,
-                                              stream, schedule);
-                !status.ok()) {
-              return status;
-            }
-            return launch(kName, sage_forward<Constant<C>>,
-                          LaunchShape{std::min(schedule.works, device.multiprocessors),
-                                      KernelTraits<C>::kThreads, C.shared_bytes(), 1, true},
-                          stream, p, maps, operands, schedule);
-          }};
+  return {
+      C, [](const Parameters& p, const TensorMaps& maps, const SageOperands& operands, int* counter,
+            const Sharing& sharing, const DeviceInfo& device, cudaStream_t stream) {
+        constexpr std::string_view kName = "cuda_sage_sm90 forward";
+        Schedule schedule;
+        if (Status status = make_schedule(kName, p, {C.tile_m, 1, true, true}, counter, device,
+                                          stream, schedule);
+            !status.ok()) {
+          return status;
+        }
+        schedule.last = sharing;
+        if (const int shares = sharing.shares(schedule.works); shares > 0) {
+          schedule.works = sharing.whole + shares;
+        }
+        return launch(kName, sage_forward<Constant<C>>,
+                      LaunchShape{std::min(schedule.works, device.multiprocessors),
+                                  KernelTraits<C>::kThreads, C.shared_bytes(), 1, true},
+                      stream, p, maps, operands, schedule);
+      }};
 }
 
 }  // namespace tessera::cuda::sm90

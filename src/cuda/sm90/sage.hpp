@@ -21,6 +21,9 @@ struct SageConfig {
   /// What it knows: scale > 0 and masks by position or block; smoothing of all of Q, too; all
   /// features and scales.
   enum Scope { plain, smooth_q, everything } scope;
+  /// The keys of a last round's works are shared out (last_round.hpp). A variant of its own: where
+  /// the loop over keys has no registers to spare, the code for it costs more than it gains.
+  bool shares = false;
 
   constexpr bool extras() const { return scope == everything; }
   constexpr int warpgroups() const { return tile_m / 64; }  ///< That multiply.
@@ -40,6 +43,10 @@ struct SageConfig {
   constexpr int query_bytes() const { return extras() ? 0 : q_stages * warpgroups() * 64; }
   /// The block's own conversion of queries needs barriers and messages of its own.
   constexpr bool converts_queries() const { return !extras() && head_dim <= 128; }
+  /// Of what a share leaves: o and four numbers for each row and thread beside it.
+  constexpr std::size_t share_floats() const {
+    return static_cast<std::size_t>(warpgroups()) * 128 * (head_dim_v / 2 + 8);
+  }
   constexpr int ahead_bytes() const { return converts_queries() ? 64 : 0; }
   constexpr std::size_t shared_bytes() const {
     return ring_bytes() + channel_bytes() + query_bytes() + ahead_bytes();
@@ -57,9 +64,10 @@ struct SageOperands {
 /// A compiled kernel.
 struct SageVariant {
   SageConfig config;
-  /// `counter`: the schedule's, 0.
+  /// `counter`: the schedule's, 0. `sharing`: of works of equal lengths.
   Status (*enqueue)(const Parameters& p, const TensorMaps& maps, const SageOperands& operands,
-                    int* counter, const DeviceInfo& device, cudaStream_t stream);
+                    int* counter, const Sharing& sharing, const DeviceInfo& device,
+                    cudaStream_t stream);
 };
 
 /// Those of one head dim (one source file each).

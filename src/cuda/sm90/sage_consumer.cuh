@@ -23,9 +23,9 @@ class SageConsumer : ConsumerSide<C> {
 
  public:
   /// `group`: 0 for the first consumer, which is the block's second warpgroup.
-  __device__ SageConsumer(const Parameters& p, const SageOperands& operands,
+  __device__ SageConsumer(const Parameters& p, const SageOperands& operands, const Sharing& sharing,
                           const SharedMemory<C>& shared, int group)
-      : Base(p, shared, group), operands_(operands) {}
+      : Base(p, shared, group), operands_(operands), sharing_(sharing) {}
 
   /// One tile after another. Consumers compute weights in turns, each a part of the step behind the
   /// one before it, so that some multiply while others compute.
@@ -101,6 +101,10 @@ class SageConsumer : ConsumerSide<C> {
                       exists);
     }
     ptx::cp_async_commit();
+  }
+  __device__ __forceinline__ void wait_for_channels() const {
+    ptx::cp_async_wait<0>();
+    ptx::sync_group(kGroupBarrier + group_, kGroupThreads);
   }
   __device__ __forceinline__ std::uint32_t channels(int stage) const {
     return shared_.q(0, 0).base + Traits::kChannels + (2 * group_ + stage) * 4 * C.head_dim_v;
@@ -345,13 +349,70 @@ class SageConsumer : ConsumerSide<C> {
     }
   }
 
+  /// Leaves a share's sums to the others of its work. Whoever comes last puts all of them together;
+  /// false: others will. Each warp does so for itself.
+  __device__ __forceinline__ bool join_shares(Registers& r, QuantisedSoftmax& softmax,
+                                              int share) const {
+    constexpr int kVectors = Traits::kOutTiles + 2;  // of a thread
+    constexpr int kWarps = Traits::kConsumers * kGroupThreads / kWarpSize;
+    const int lane = static_cast<int>(threadIdx.x % kWarpSize);
+    const int warp = static_cast<int>(threadIdx.x / kWarpSize) - kGroupThreads / kWarpSize;
+    const int of_work = share / sharing_.parts;
+    const auto vectors = [&](int number) {
+      return reinterpret_cast<float4*>(sharing_.sums) +
+             (std::int64_t{number} * kWarps + warp) * kVectors * kWarpSize + lane;
+    };
+    float4* const own = vectors(share);
+#pragma unroll
+    for (int n = 0; n < Traits::kOutTiles; ++n) {
+      own[n * kWarpSize] = {r.o[n][0], r.o[n][1], r.o[n][2], r.o[n][3]};
+    }
+    own[Traits::kOutTiles * kWarpSize] = {r.sum[0], r.sum[1], r.exact[0], r.exact[1]};
+    own[(Traits::kOutTiles + 1) * kWarpSize] = {softmax.reference(0), softmax.reference(1), 0, 0};
+    __threadfence();
+    __syncwarp();
+    int before = 0;
+    if (lane == 0) before = atomicAdd(sharing_.arrivals + of_work * kWarps + warp, 1);
+    if (__shfl_sync(~0u, before, 0) + 1 < sharing_.parts) return false;
+    __threadfence();
+    r = {};
+    softmax = {};
+#pragma unroll 1
+    for (int part = 0; part < sharing_.parts; ++part) {
+      const float4* const from = vectors(of_work * sharing_.parts + part);
+      const float4 sums = __ldcg(from + Traits::kOutTiles * kWarpSize);
+      const float4 references = __ldcg(from + (Traits::kOutTiles + 1) * kWarpSize);
+      const float others[2] = {references.x, references.y};
+      float by[2], with[2];
+      softmax.join(others, by, with);
+      rescale(r, by);
+      r.sum[0] += with[0] * sums.x;
+      r.sum[1] += with[1] * sums.y;
+      r.exact[0] += with[0] * sums.z;
+      r.exact[1] += with[1] * sums.w;
+#pragma unroll
+      for (int n = 0; n < Traits::kOutTiles; ++n) {
+        const float4 o = __ldcg(from + n * kWarpSize);
+        r.o[n][0] += with[0] * o.x;
+        r.o[n][1] += with[0] * o.y;
+        r.o[n][2] += with[1] * o.z;
+        r.o[n][3] += with[1] * o.w;
+      }
+    }
+    return true;
+  }
+
   /// Divides by the row sums, and stores o and lse of every row that exists.
-  __device__ __forceinline__ void store(Registers& r, const QuantisedSoftmax& softmax,
+  __device__ __forceinline__ void store(Registers& r, QuantisedSoftmax& softmax,
                                         const GroupWork& work) const {
     const QuantisedOperands& x = operands_.tensors;
     const int warp = static_cast<int>(threadIdx.x % kGroupThreads / kWarpSize);
     const int lane = static_cast<int>(threadIdx.x % kWarpSize);
     const bool shifted = x.row_offsets != nullptr && !(p_.softcap > 0);
+    if constexpr (Traits::kShares) {
+      wait_for_channels();
+      if (work.split > 0 && !join_shares(r, softmax, work.split - 1)) return;
+    }
     float scale[2], weight[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -369,8 +430,7 @@ class SageConsumer : ConsumerSide<C> {
       scale[half] = used ? result.scale : 0;
       weight[half] = result.weight;
     }
-    ptx::cp_async_wait<0>();
-    ptx::sync_group(kGroupBarrier + group_, kGroupThreads);
+    if constexpr (!Traits::kShares) wait_for_channels();
     scale_channels(r, scale);
 #pragma unroll 1
     for (int half = 0; half < 2; ++half) {
@@ -439,6 +499,7 @@ class SageConsumer : ConsumerSide<C> {
   }
 
   const SageOperands& operands_;
+  const Sharing& sharing_;
 };
 
 }  // namespace tessera::cuda::sm90

@@ -4,7 +4,8 @@ namespace tessera::cuda::sm90 {
 
 std::span<const SageVariant> sage_d128() {
   static constexpr SageVariant kVariants[] = {
-      //                       D    Dv   m    n   q  k,v scope
+      //                       D    Dv   m    n   q  k,v scope          shares
+      sage_variant<SageConfig{128, 128, 192, 128, 2, 3, SageConfig::plain, true}>(),
       sage_variant<SageConfig{128, 128, 192, 128, 2, 3, SageConfig::plain}>(),
       sage_variant<SageConfig{128, 128, 128, 128, 2, 3, SageConfig::plain}>(),
       sage_variant<SageConfig{128, 128, 192, 128, 2, 3, SageConfig::smooth_q}>(),

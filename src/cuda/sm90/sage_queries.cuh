@@ -83,7 +83,9 @@ class QueryConverter {
   __device__ void run() {
     NextWorks<C> next(shared_);
     for (int x = static_cast<int>(blockIdx.x); x < schedule_.works; x = next.read()) {
-      const TileIndex tile = locate_work<C>(p_, schedule_, x);
+      int number = x;
+      if constexpr (C.shares) number = work_of_share(schedule_.last, x);
+      const TileIndex tile = locate_work<C>(p_, schedule_, number);
       if (tile.b < 0) continue;
       const TileWork of = tile_work<C>(p_, tile);
       BlockWalk<Side::queries, C.tile_n> walk(p_, of.work.tile.b, of.work.tile.h, of.rows, of.keys);

@@ -27,6 +27,7 @@ struct KernelTraits<C> {
   static constexpr int kKStages = C.stages;
   static constexpr int kVStages = C.stages;
   static constexpr bool kPacked = false;
+  static constexpr bool kShares = C.shares;
   static constexpr int kScaleBytes = C.scale_bytes() + kOffsetBytes;  ///< The offsets come last.
   static constexpr int kProducerRegisters = kConsumers == 3 ? 32 : 40;
   static constexpr int kConsumerRegisters = kConsumers == 3 ? 160 : 232;

@@ -5,6 +5,7 @@
 #include <cuda.h>
 
 #include "cuda/algo/merge_splits.hpp"
+#include "cuda/sm90/last_round.hpp"
 
 namespace tessera::cuda::sm90 {
 
@@ -24,6 +25,7 @@ struct Schedule {
   bool back = false;  ///< Then they go through the works there and back.
   /// Rows that a sequence's first tile has less than the others, which end with the sequence then.
   int missing = 0;
+  Sharing last = {};  ///< A kernel that shares keys: `works` are whole ones and shares.
 };
 
 /// How short queries are divided (packed.cuh): 64 rows of a warpgroup are `rows` queries of each of
