@@ -23,7 +23,7 @@ constexpr std::string_view kSupportsBf16 =
 constexpr std::string_view kSupportsSage =
     "f32 f16 bf16, sage8 and sage4, forward, every mask, feature and piece of the scheme";
 
-constexpr std::string_view kSupportsSageAmx =
+constexpr std::string_view kSupportsSageBf16 =
     "f32 f16 bf16, sage8 and sage4 (16-bit PV of f16 apart), forward, every mask and feature";
 
 std::string reject_exact(const Problem& problem) {
@@ -33,9 +33,9 @@ std::string reject_exact(const Problem& problem) {
   return {};
 }
 
-std::string reject_for_tiles(const Problem& problem) {
+std::string reject_f16_values(const Problem& problem) {
   const bool half = problem.quantised() && problem.quantization.pv == PvFormat::half;
-  if (half && problem.dtype == DType::f16) return "pv half in f16: matrix tiles multiply bf16";
+  if (half && problem.dtype == DType::f16) return "pv half in f16: this row multiplies bf16";
   return reject_exact(problem);
 }
 
@@ -73,6 +73,10 @@ std::string needs_avx512_bf16() {
 std::string needs_avx512_vnni() {
   return cpu_info().avx512_vnni ? "" : "this processor has no AVX-512 VNNI";
 }
+std::string needs_avx512_vnni_bf16() {
+  const std::string missing = needs_avx512_vnni();
+  return missing.empty() ? needs_avx512_bf16() : missing;
+}
 std::string needs_avx512() {
   return cpu_info().avx512 ? "" : "this processor has no AVX-512 (F, BW, DQ, VL)";
 }
@@ -80,6 +84,7 @@ std::string needs_avx512() {
 std::string needs_avx2() { return "this build is not for x86"; }
 std::string needs_avx512_bf16() { return "this build is not for x86"; }
 std::string needs_avx512_vnni() { return "this build is not for x86"; }
+std::string needs_avx512_vnni_bf16() { return "this build is not for x86"; }
 std::string needs_avx512() { return "this build is not for x86"; }
 #endif
 
@@ -119,8 +124,8 @@ Executor* executor(Executor* requested) {
 }  // namespace
 
 const Backend& backend() {
-  static const std::array<Row, 9> kRows = [] {
-    std::array<Row, 9> rows = {{
+  static const std::array<Row, 10> kRows = [] {
+    std::array<Row, 10> rows = {{
 #if defined(TESSERA_CPU_AMX)
         {"cpu_amx", kSupportsBf16, needs_amx, reject_all_but_bf16, make<kIsaAmx>},
 #else
@@ -138,22 +143,29 @@ const Backend& backend() {
 #endif
         {"cpu_portable", kSupports, always, reject, make<kIsaPortable>},
 #if defined(TESSERA_CPU_AMX)
-        {"cpu_sage_amx", kSupportsSageAmx, needs_amx_int8, reject_for_tiles,
+        {"cpu_sage_amx", kSupportsSageBf16, needs_amx_int8, reject_f16_values,
          make_quantised<kSageAmx>},
 #else
-        {"cpu_sage_amx", kSupportsSageAmx, needs_amx_int8, reject_for_tiles, nullptr},
+        {"cpu_sage_amx", kSupportsSageBf16, needs_amx_int8, reject_f16_values, nullptr},
 #endif
 #if defined(TESSERA_CPU_X86)
         {"cpu_sage_avx512", kSupportsSage, needs_avx512_vnni, reject_exact,
          make_quantised<kSageAvx512>},
+        {"cpu_sage_avx512_bf16", kSupportsSageBf16, needs_avx512_vnni_bf16, reject_f16_values,
+         make_quantised<kSageAvx512Bf16>},
         {"cpu_sage_avx2", kSupportsSage, needs_avx2, reject_exact, make_quantised<kSageAvx2>},
 #else
         {"cpu_sage_avx512", kSupportsSage, needs_avx512_vnni, reject_exact, nullptr},
+        {"cpu_sage_avx512_bf16", kSupportsSageBf16, needs_avx512_vnni_bf16, reject_f16_values,
+         nullptr},
         {"cpu_sage_avx2", kSupportsSage, needs_avx2, reject_exact, nullptr},
 #endif
         reference::kReferenceRow,
     }};
-    if (cpu_info().fast_bf16_pairs) std::swap(rows[1], rows[2]);
+    if (cpu_info().fast_bf16_pairs) {
+      std::swap(rows[1], rows[2]);
+      std::swap(rows[6], rows[7]);
+    }
     return rows;
   }();
   static const Backend kBackend = {

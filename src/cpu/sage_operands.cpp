@@ -66,7 +66,7 @@ SageOperands::SageOperands(const Problem& problem, const SageIsa& isa, Workspace
       levels_(quant::levels_of(problem.precision)),
       words_(round_up((problem.head_dim + isa.ints_per_word - 1) / isa.ints_per_word,
                       isa.exact->lanes)),
-      value_columns_(round_up(problem.head_dim_v, isa.matrix_tiles ? 32 : kPadding)),
+      value_columns_(round_up(problem.head_dim_v, isa.value_strips ? 32 : kPadding)),
       fp8_(problem.quantization.pv == PvFormat::fp8),
       value_dtype_(!fp8_ && problem.dtype == DType::f16 ? DType::f16 : DType::bf16),
       q_(problem, quant::Side::queries, problem.head_dim),

@@ -42,6 +42,14 @@ struct MatrixB {
   std::int64_t columns = 0;
 };
 
+/// What sums start from: zero, or an integer for each row of C.
+template <bool kGiven>
+struct SumStarts {};
+template <>
+struct SumStarts<true> {
+  const std::int32_t* of_rows = nullptr;
+};
+
 /// Sums of 32 rows × 16 · N columns in tile registers 0 … 2 N − 1.
 template <class S, int N>
 struct MatrixAccumulator {
@@ -96,9 +104,14 @@ struct PairAccumulator {
   static constexpr int kRows = 8;
   typename S::V at[kRows][C];
 
-  TESSERA_INLINE void clear() {
+  TESSERA_INLINE void start(SumStarts<false>, std::int64_t) {
     TESSERA_UNROLL for (int r = 0; r < kRows; ++r) {
       TESSERA_UNROLL for (int c = 0; c < C; ++c) at[r][c] = S::zero();
+    }
+  }
+  TESSERA_INLINE void start(SumStarts<true> starts, std::int64_t row) {
+    TESSERA_UNROLL for (int r = 0; r < kRows; ++r) {
+      TESSERA_UNROLL for (int c = 0; c < C; ++c) at[r][c] = S::start_of(starts.of_rows[row + r]);
     }
   }
   TESSERA_INLINE void load(const float* p, std::int64_t stride) {
@@ -150,7 +163,8 @@ TESSERA_INLINE void for_column_tiles(std::int64_t columns, F&& f) {
 /// c[32][columns] = A · B, or += with kAdd.
 template <class S, bool kAdd>
 TESSERA_INLINE void multiply_strip(MatrixA a, MatrixB b, std::int64_t depth, std::int64_t columns,
-                                   float* c, std::int64_t c_stride) {
+                                   float* c, std::int64_t c_stride,
+                                   SumStarts<S::kSumsHaveStarts> starts = {}) {
   for_column_tiles<S>(columns, [&]<int N>(std::int64_t column) {
     const MatrixB b_here = {b.data + 2 * column, b.columns};
     if constexpr (S::kMatrixTiles) {
@@ -168,7 +182,7 @@ TESSERA_INLINE void multiply_strip(MatrixA a, MatrixB b, std::int64_t depth, std
         if constexpr (kAdd) {
           sums.load(c + row * c_stride + column, c_stride);
         } else {
-          sums.clear();
+          sums.start(starts, row);
         }
         sums.multiply_add({a.data + row * a.stride, a.stride, a.step, a.places}, b_here, depth);
         sums.store(c + row * c_stride + column, c_stride);
@@ -206,6 +220,7 @@ struct ProductSeries {
   StripsOfRows rows;         ///< … or is that of the strips `places` of these.
   const std::int32_t* places = nullptr;
   bool add = false;
+  [[no_unique_address]] SumStarts<S::kSumsHaveStarts> starts;
   std::int64_t column = 0;  ///< Where the next step is.
   std::int64_t k = 0;
 
@@ -219,7 +234,7 @@ struct ProductSeries {
       if (add) {
         multiply_strip<S, true>(a, b, depth, columns, c, c_stride);
       } else {
-        multiply_strip<S, false>(a, b, depth, columns, c, c_stride);
+        multiply_strip<S, false>(a, b, depth, columns, c, c_stride, starts);
       }
       next_strip();
     } else if (column + 2 * kTileColumns <= columns) {
@@ -257,6 +272,7 @@ struct ProductSeries {
 
   TESSERA_INLINE void next_strip() {
     c += kStrip * c_stride;
+    if constexpr (S::kSumsHaveStarts) starts.of_rows += kStrip;
     --strips;
     if (places == nullptr) {
       a.data += a_strip;

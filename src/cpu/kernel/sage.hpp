@@ -47,12 +47,12 @@ struct SageTile : ForwardTile {
   const std::int32_t* k_words = nullptr;       ///< [key][words]
   const float* k_scale = nullptr;              ///< [key]
   const std::int32_t* k_correction = nullptr;  ///< [key] what the integer sums start from.
-  Rows values;                     ///< [key][Dv]; on matrix tiles [32 keys][Dv][32 keys].
-  const float* v_scale = nullptr;  ///< Of each channel; null: 1.
-  const float* v_mean = nullptr;   ///< Added to O; null: 0.
-  const float* q_mean = nullptr;   ///< The rows' common mean; null: 0.
-  const float* k_mean = nullptr;   ///< Null: 0.
-  float scale = 1;                 ///< Of the products, natural units.
+  Rows values;                                 ///< [key][Dv]; in strips [32 keys][Dv][32 keys].
+  const float* v_scale = nullptr;              ///< Of each channel; null: 1.
+  const float* v_mean = nullptr;               ///< Added to O; null: 0.
+  const float* q_mean = nullptr;               ///< The rows' common mean; null: 0.
+  const float* k_mean = nullptr;               ///< Null: 0.
+  float scale = 1;                             ///< Of the products, natural units.
   WeightFormat weights;
   float keep_scale = 1;  ///< 1 / (1 − p): of what dropout keeps, instead of the rules' own.
   bool pairs_share_scales = false;  ///< Keys 2j and 2j + 1.
@@ -62,7 +62,7 @@ struct SageTile : ForwardTile {
 struct SageIsa {
   const Isa* exact = nullptr;  ///< The exact kernels with the same tiles.
   int ints_per_word = 0;
-  bool matrix_tiles = false;
+  bool value_strips = false;  ///< V lies in strips of 32 keys.
 
   void (*statistics)(const TokenBlock&, const ChannelStatistics&) = nullptr;
   /// Largest |x − mean| of each token as bits, 0 for those that take no part; room for kMostTokens.
@@ -80,6 +80,7 @@ struct SageIsa {
 
 extern const SageIsa kSageAvx2;
 extern const SageIsa kSageAvx512;
+extern const SageIsa kSageAvx512Bf16;
 extern const SageIsa kSageAmx;
 
 }  // namespace tessera::cpu

@@ -1,5 +1,6 @@
-// Quantised forward on matrix tiles: the pipeline of kernel/matrix_forward.hpp, with S = K · Qᵀ on
-// tiles of signed bytes and Oᵀ += Vᵀ · P on tiles of bf16, in which E4M3 numbers are exact.
+// Quantised forward with products of bf16: the pipeline of kernel/matrix_forward.hpp, with S = K ·
+// Qᵀ in bytes and Oᵀ += Vᵀ · P in bf16, in which E4M3 numbers are exact; on matrix tiles, or
+// without them with dot products of quads and pairs in vectors.
 //
 //   K     [key][words]             64 bytes of 16 keys to a tile
 //   Vᵀ    strips [Dv][32 keys]     bf16
@@ -83,6 +84,9 @@ ProductSeries<typename S::Bytes> sage_scores_of(const SageTile& tile,
   product.c_stride = lanes;
   product.strips = unit.strips;
   product.a_strip = kStrip * depth;
+  if constexpr (S::Bytes::kSumsHaveStarts) {
+    product.starts.of_rows = tile.k_correction + unit.places[0] * kStrip;
+  }
   return product;
 }
 

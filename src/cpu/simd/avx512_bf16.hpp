@@ -8,6 +8,8 @@ namespace tessera::cpu {
 struct Avx512Bf16 : Avx512 {
   /// Whether products go to matrix tiles (simd/amx.hpp); to vectors of pairs otherwise.
   static constexpr bool kMatrixTiles = false;
+  /// Whether sums start from numbers given for each row of A instead of from zero.
+  static constexpr bool kSumsHaveStarts = false;
   static void configure_tiles() {}
   static void release_tiles() {}
 

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "cpu/simd/amx.hpp"
-#include "cpu/simd/sage_avx512.hpp"
+#include "cpu/simd/sage_avx512_bf16.hpp"
 
 namespace tessera::cpu {
 
@@ -15,16 +15,10 @@ struct AmxBytes : Amx {
   }
 };
 
-struct SageAmx : WithIntegers<Amx> {
+struct SageAmx : WithIntegersAndPairs<Amx> {
   using Bytes = AmxBytes;
   static constexpr std::uint32_t kQueryOffset = 0;
   static constexpr int kKeyCorrection = 0;
-
-  /// Both as bf16, which they are exactly: `even` in the lanes' low halves, `odd` in the high ones.
-  static V exact_pairs(V even, V odd) {
-    return _mm512_castsi512_ps(_mm512_mask_blend_epi16(
-        0xaaaaaaaa, _mm512_srli_epi32(_mm512_castps_si512(even), 16), _mm512_castps_si512(odd)));
-  }
 };
 
 }  // namespace tessera::cpu
