@@ -36,9 +36,14 @@ stage_format() { scripts/format.sh --check; }
 
 stage_test() { build test && ctest --preset test -j "$jobs"; }
 
+# GCC 12 aligns stacks that it watches after return to 32 bytes, and kernels of
+# AVX-512 want 64 (GCC bug 110027): where those run, that check does not.
+after_return=1
+if grep -qw avx512f /proc/cpuinfo; then after_return=0; fi
+
 stage_asan() {
   build asan &&
-    ASAN_OPTIONS=detect_stack_use_after_return=1 UBSAN_OPTIONS=print_stacktrace=1 \
+    ASAN_OPTIONS=detect_stack_use_after_return=$after_return UBSAN_OPTIONS=print_stacktrace=1 \
       "${steady[@]}" ctest --preset asan -j "$jobs"
 }
 
