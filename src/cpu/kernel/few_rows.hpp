@@ -60,21 +60,49 @@ struct FewRowsScratch {
 
 /// Rows that will be read soon, asked for while others are worked on: 16 rows side by side are more
 /// streams than a processor follows by itself.
-struct ComingRows {
-  const char* data = nullptr;
-  std::int64_t stride = 0;  ///< In bytes.
-  std::int64_t bytes = 0;   ///< Of a row.
-
-  TESSERA_INLINE void prefetch(std::int64_t row) const {
-    for (std::int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(data + row * stride + i);
+class ComingRows {
+ public:
+  ComingRows(const Rows& rows, std::int64_t first, std::int64_t count, std::int64_t columns)
+      : count_(count), left_(count) {
+    const std::int64_t size = rows.dtype == DType::f32 ? 4 : 2;
+    stride_ = rows.stride * size;
+    bytes_ = columns * size;
+    data_ = static_cast<const char*>(rows.data) + first * stride_;
   }
-};
 
-TESSERA_INLINE ComingRows coming_rows(const Rows& rows, std::int64_t row, std::int64_t columns) {
-  const std::int64_t size = rows.dtype == DType::f32 ? 4 : 2;
-  return {static_cast<const char*>(rows.data) + row * rows.stride * size, rows.stride * size,
-          columns * size};
-}
+  /// All of a row: beside one row of queries, which waits for nothing but memory.
+  TESSERA_INLINE void prefetch(std::int64_t row) const {
+    for (std::int64_t i = 0; i < bytes_; i += kLine) __builtin_prefetch(data_ + row * stride_ + i);
+  }
+
+  /// For several rows of queries, whose products take as long as memory does: a few lines in each
+  /// of so many steps of them. Whole rows at a time would fill the places for lines on their way,
+  /// and loads of what is there already would stand behind them.
+  void spread(std::int64_t steps) {
+    const std::int64_t lines = count_ * ((bytes_ + kLine - 1) / kLine);
+    lines_of_step_ = steps > 0 ? (lines + steps - 1) / steps : 0;
+  }
+  TESSERA_INLINE void step() {
+    for (std::int64_t n = lines_of_step_; n > 0 && left_ > 0; --n) {
+      __builtin_prefetch(data_ + offset_);
+      offset_ += kLine;
+      if (offset_ < bytes_) continue;
+      offset_ = 0;
+      data_ += stride_;
+      --left_;
+    }
+  }
+
+ private:
+  static constexpr std::int64_t kLine = 64;
+  const char* data_;
+  std::int64_t stride_;  ///< In bytes, like the next two.
+  std::int64_t bytes_;   ///< Of a row.
+  std::int64_t offset_ = 0;
+  std::int64_t count_;  ///< Rows,
+  std::int64_t left_;   ///< and how many have not been asked for in steps.
+  std::int64_t lines_of_step_ = 0;
+};
 
 /// Rows that are worked on side by side, so that what is loaded, and converted, of a key serves all
 /// of them, and the keys or vectors of columns beside them: as many sums as the registers hold.
@@ -86,7 +114,7 @@ inline constexpr int kBesideRows = 4;
 /// kRowsAtOnce rows and kLanes keys.
 template <class S, class T>
 TESSERA_INLINE void multiply_rows(const T* const (&key)[S::kLanes], const float* q,
-                                  std::int64_t q_stride, std::int64_t head_dim,
+                                  std::int64_t q_stride, std::int64_t head_dim, ComingRows& coming,
                                   typename S::V (&sum)[kRowsAtOnce<S>][S::kLanes]) {
   using V = typename S::V;
   constexpr int kRows = kRowsAtOnce<S>;
@@ -106,6 +134,7 @@ TESSERA_INLINE void multiply_rows(const T* const (&key)[S::kLanes], const float*
     };
     for (std::int64_t d = 0; d < whole; d += S::kLanes) {
       add(d, [](const T* at) { return S::load_as_f32(at); });
+      coming.step();
     }
     if (whole < head_dim) {
       add(whole, [&](const T* at) { return load_partial<S>(at, head_dim - whole); });
@@ -128,20 +157,25 @@ TESSERA_INLINE typename S::V add_lanes(typename S::V (&sum)[S::kLanes]) {
 /// s[key][row] = q[row] · k[key] for n keys; the lanes of other rows are zero.
 template <class S, class T>
 void dot_keys(const T* k, std::int64_t k_stride, std::int64_t n, const float* q,
-              std::int64_t q_stride, std::int64_t rows, std::int64_t head_dim,
-              const ComingRows& coming, float* s) {
+              std::int64_t q_stride, std::int64_t rows, std::int64_t head_dim, ComingRows& coming,
+              float* s) {
   using V = typename S::V;
   const std::int64_t whole = head_dim / S::kLanes * S::kLanes;
+  const std::int64_t together = rows / kRowsAtOnce<S>;
+  coming.spread((n + S::kLanes - 1) / S::kLanes * together * (S::kLanes / kBesideRows) *
+                (whole / S::kLanes));
   for (std::int64_t j = 0; j < n; j += S::kLanes) {
     const T* key[S::kLanes];
     for (int r = 0; r < S::kLanes; ++r) key[r] = k + (j + r < n ? j + r : n - 1) * k_stride;
-    for (int r = 0; r < S::kLanes; ++r) coming.prefetch(j + r < n ? j + r : n - 1);
+    if (together == 0) {
+      for (int r = 0; r < S::kLanes; ++r) coming.prefetch(j + r < n ? j + r : n - 1);
+    }
     V scores[S::kLanes];
     for (int row = 0; row < S::kLanes; ++row) scores[row] = S::zero();
     std::int64_t row = 0;
     for (; row + kRowsAtOnce<S> <= rows; row += kRowsAtOnce<S>) {
       V sums[kRowsAtOnce<S>][S::kLanes];
-      multiply_rows<S>(key, q + row * q_stride, q_stride, head_dim, sums);
+      multiply_rows<S>(key, q + row * q_stride, q_stride, head_dim, coming, sums);
       for (int i = 0; i < kRowsAtOnce<S>; ++i) scores[row + i] = add_lanes<S>(sums[i]);
     }
     for (; row < rows; ++row) {
@@ -191,8 +225,8 @@ TESSERA_INLINE void add_columns(const T* v, std::int64_t v_stride, const float* 
 /// The same for kRowsAtOnce rows, p[j][row], and kBesideRows vectors of columns.
 template <class S, class T>
 TESSERA_INLINE void add_columns_of_rows(const T* v, std::int64_t v_stride, const float* p,
-                                        std::int64_t n, const float* alpha,
-                                        const ComingRows* coming, float* o, std::int64_t o_stride) {
+                                        std::int64_t n, const float* alpha, ComingRows& coming,
+                                        float* o, std::int64_t o_stride) {
   using V = typename S::V;
   constexpr int kRows = kRowsAtOnce<S>;
   V sum[kRows][kBesideRows];
@@ -202,7 +236,7 @@ TESSERA_INLINE void add_columns_of_rows(const T* v, std::int64_t v_stride, const
     }
   }
   for (std::int64_t j = 0; j < n; ++j) {
-    if (coming != nullptr) coming->prefetch(j);
+    coming.step();
     V x[kBesideRows];
     TESSERA_UNROLL for (int c = 0; c < kBesideRows; ++c) {
       x[c] = S::load_as_f32(v + j * v_stride + c * S::kLanes);
@@ -224,15 +258,16 @@ TESSERA_INLINE void add_columns_of_rows(const T* v, std::int64_t v_stride, const
 /// o[row][d] = α[row] · o[row][d] + Σ_j p[j][row] · v[j][d].
 template <class S, class T>
 void add_values(const T* v, std::int64_t v_stride, const float* p, std::int64_t n,
-                const float* alpha, std::int64_t rows, std::int64_t head_dim_v,
-                const ComingRows& coming, const PartialRows& part) {
+                const float* alpha, std::int64_t rows, std::int64_t head_dim_v, ComingRows& coming,
+                const PartialRows& part) {
   constexpr std::int64_t kColumns = kBesideRows * S::kLanes;
   const bool whole_columns = head_dim_v % kColumns == 0;
+  const std::int64_t together = whole_columns ? rows / kRowsAtOnce<S> : 0;
+  coming.spread(n * together * (head_dim_v / kColumns));
   std::int64_t row = 0;
   for (; whole_columns && row + kRowsAtOnce<S> <= rows; row += kRowsAtOnce<S>) {
     for (std::int64_t d = 0; d < head_dim_v; d += kColumns) {
-      add_columns_of_rows<S>(v + d, v_stride, p + row, n, alpha + row,
-                             row == 0 && d == 0 ? &coming : nullptr,
+      add_columns_of_rows<S>(v + d, v_stride, p + row, n, alpha + row, coming,
                              part.o + row * part.padded_v + d, part.padded_v);
     }
   }
@@ -282,9 +317,11 @@ void few_rows_tile(const ForwardTile& tile, float* partial, float* base) {
     for (std::int64_t begin = segment.begin; begin < segment.end; begin += b.block_kv) {
       const std::int64_t end = begin + b.block_kv < segment.end ? begin + b.block_kv : segment.end;
       const std::int64_t n = end - begin;
+      ComingRows values(tile.v, begin, n, b.head_dim_v);
+      ComingRows keys(tile.k, end, n, b.head_dim);
       with_pointer(tile.k, [&](const auto* k) {
         dot_keys<S>(k + begin * tile.k.stride, tile.k.stride, n, scratch.q, scratch.padded,
-                    tile.rows, b.head_dim, coming_rows(tile.v, begin, b.head_dim_v), scratch.s);
+                    tile.rows, b.head_dim, values, scratch.s);
       });
       const ScoreContext context = {&tile.rules, tile.key_begin, tile.key_end, panel, begin,
                                     n,           scratch.bias,   nullptr};
@@ -293,7 +330,7 @@ void few_rows_tile(const ForwardTile& tile, float* partial, float* base) {
       if (tile.rules.dropout) apply_dropout<S, 1>(context, scratch.s);
       with_pointer(tile.v, [&](const auto* v) {
         add_values<S>(v + begin * tile.v.stride, tile.v.stride, scratch.s, n, alpha, tile.rows,
-                      b.head_dim_v, coming_rows(tile.k, end, b.head_dim), part);
+                      b.head_dim_v, keys, part);
       });
     }
   }
