@@ -171,6 +171,55 @@ TEST(Numerics, ScoresThatRiseByTheBlockStillSumRight) {
   }
 }
 
+/// What a query's scores rise or fall by from 64 keys to the next, about: weights against the first
+/// keys' maximum are too large for the dtype, or for f32, in one tile of keys after another. Of the
+/// queries one in four takes the scores as they are, one halved, one reversed and one not at all.
+TEST(Numerics, ScoresFarFromTheFirstOnes) {
+  struct Levels {
+    double first, step;
+    int outlier;  ///< A key whose score is 7000; −1: none.
+  };
+  const Levels patterns[] = {{0, 8, -1},      {0, 100, -1}, {0, 500, -1},
+                             {-7000, 80, -1}, {0, 0, 700},  {-7000, 0, 801}};
+  constexpr double kFactors[] = {1, 0.5, -1, 0};
+  constexpr double kScale = 0.125;
+  for (DType dtype : {DType::f16, DType::bf16}) {
+    for (std::int64_t head_dim : {64, 128}) {
+      for (const Levels& levels : patterns) {
+        for (int visible = 0; visible < 3; ++visible) {
+          Case c;
+          c.dtype = dtype;
+          c.batch = c.heads_q = c.heads_kv = 1;
+          c.seq_q = 450;
+          c.seq_kv = 900;
+          c.head_dim = c.head_dim_v = head_dim;
+          c.backward = false;
+          c.attention.scale = kScale;
+          c.attention.causal = visible == 1;
+          if (visible == 2) c.attention.window = {130, 20};
+          Workload w = make_workload(c);
+          for (std::int64_t i = 0; i < c.seq_q; ++i) w.q.set(i * head_dim, kFactors[i % 4]);
+          for (std::int64_t j = 0; j < c.seq_kv; ++j) {
+            const double tile = static_cast<double>(j / 64);
+            const double level = j == levels.outlier ? 7000 : levels.first + levels.step * tile;
+            w.k.set(j * head_dim, level / kScale);
+          }
+          const Results oracle = oracle_results(c, w);
+          const Tolerances allowed = tolerances(c, w);
+          for (const std::string& row : rows_under_test(c)) {
+            const Results r = make_results(c);
+            ASSERT_TRUE(run_case(c, w, r, row).status.ok());
+            EXPECT_LE(largest_difference(r.o, oracle.o), allowed.o)
+                << row << " " << c.describe() << ", " << levels.first << " + " << levels.step;
+            EXPECT_LE(largest_difference(r.lse, oracle.lse), allowed.lse)
+                << row << " " << c.describe() << ", " << levels.first << " + " << levels.step;
+          }
+        }
+      }
+    }
+  }
+}
+
 /// f16's largest value; and values whose sum over all keys is the most that f32 holds.
 TEST(Numerics, LargeValuesDoNotOverflow) {
   for (DType dtype : {DType::f16, DType::bf16, DType::f32}) {

@@ -12,6 +12,9 @@
 // is needed anyway, is the test: no maximum either. With one row tile the thread's maximum is the
 // test, in front of the exponentials, which then stand in one block with the second product and
 // hide the latency of its operands.
+//
+// Kernels that take it in steps have both tests: of the sums where scores that were overwritten can
+// be had again, else of the maxima.
 #pragma once
 
 #include "cuda/algo/score.cuh"
@@ -26,6 +29,8 @@ class OnlineSoftmax {
   /// 65504. Sums in f32 lose nothing.
   static constexpr float kTrust = 256.0f;
   static constexpr float kTrustLog2 = 8.0f;
+  /// The same for sums whose test costs a product: as much as f16 allows.
+  static constexpr float kTrustedSum = 16384.0f;
   /// The reference of a row that has no score yet. Finite, so that −inf − m is −inf and no
   /// masked score ever gives a NaN; so low that any score of an untouched row passes kTrust.
   static constexpr float kUntouched = -1e38f;
@@ -72,36 +77,93 @@ class OnlineSoftmax {
   }
 
   /// The same in steps, for kernels whose accumulator and last weights are still being multiplied
-  /// when the next scores are there: first prepare, then exponentiate, and when the products are
-  /// done rescale by `by` if `prepare` said so, and pack.
+  /// when the next scores are there. Either prepare, and rescale by `by` if it says so,
+  /// exponentiate and pack; or exponentiate and pack, and if the sums are not trusted, raise,
+  /// rescale, and both again on the same scores. Then add. Rows without any score yet (not settled)
+  /// settle before.
   template <int kColumnTiles>
   __device__ __forceinline__ bool prepare(const float (&s)[kRowTiles][kColumnTiles][4],
                                           float (&by)[2]) {
-    static_assert(kRowTiles == 1);
     float top[2];
+    maxima_from_zero(s[0], top);
+    if (__all_sync(~0u, trusted(0, top))) return false;
     maxima(s[0], top);
     if (__all_sync(~0u, trusted(0, top))) return false;
     raise(0, top, [&by](int, int half, float factor) { by[half] = factor; });
     return true;
   }
 
-  /// Turns scores into weights in place and takes them into the row sums.
+  /// Turns scores into weights in place; `sum`: of this thread's columns.
   template <int kColumnTiles>
-  __device__ __forceinline__ void exponentiate(float (&s)[kRowTiles][kColumnTiles][4]) {
+  __device__ __forceinline__ void exponentiate(float (&s)[kRowTiles][kColumnTiles][4],
+                                               float (&sum)[2]) const {
+    static_assert(kRowTiles == 1);
 #pragma unroll
-    for (int r = 0; r < kRowTiles; ++r) {
+    for (int half = 0; half < 2; ++half) {
+      sum[half] = 0;
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
+      for (int n = 0; n < kColumnTiles; ++n) {
 #pragma unroll
-        for (int n = 0; n < kColumnTiles; ++n) {
-#pragma unroll
-          for (int e = 0; e < 2; ++e) {
-            float& x = s[r][n][2 * half + e];
-            x = ptx::exp2(fmaf(x, factor_, -m_[r][half]));
-            l_[r][half] += x;
-          }
+        for (int e = 0; e < 2; ++e) {
+          float& x = s[0][n][2 * half + e];
+          x = ptx::exp2(fmaf(x, factor_, -m_[0][half]));
+          sum[half] += x;
         }
       }
+    }
+  }
+
+  /// Whether no weight of the warp's rows was too large; infinite ones are.
+  __device__ __forceinline__ static bool trusts(const float (&sum)[2]) {
+    return __all_sync(~0u, fmaxf(sum[0], sum[1]) <= kTrustedSum);
+  }
+
+  /// Takes weights into the row sums.
+  __device__ __forceinline__ void add(const float (&sum)[2]) {
+    l_[0][0] += sum[0];
+    l_[0][1] += sum[1];
+  }
+
+  /// −inf where a packed weight is 0: masked scores, and those that are nothing beside a reference
+  /// that is too low already.
+  template <int kColumnTiles>
+  __device__ __forceinline__ static void mask_as(
+      const std::uint32_t (&p)[kRowTiles][kColumnTiles / 2][4],
+      float (&s)[kRowTiles][kColumnTiles][4]) {
+#pragma unroll
+    for (int n = 0; n < kColumnTiles; ++n) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const std::uint32_t word = p[0][n / 2][n % 2 * 2 + half];
+        if ((word & 0xffff) == 0) s[0][n][2 * half] = minus_infinity();
+        if (word >> 16 == 0) s[0][n][2 * half + 1] = minus_infinity();
+      }
+    }
+  }
+
+  /// Raises references to the maxima of these scores. Accumulators are to be multiplied by `by`.
+  template <int kColumnTiles>
+  __device__ __forceinline__ void raise(const float (&s)[kRowTiles][kColumnTiles][4],
+                                        float (&by)[2]) {
+    float top[2];
+    maxima(s[0], top);
+    raise(0, top, [&by](int, int half, float factor) { by[half] = factor; });
+  }
+
+  /// Whether all of the warp's rows have a reference.
+  __device__ __forceinline__ bool settled() const {
+    return __all_sync(~0u, fminf(m_[0][0], m_[0][1]) > kUntouched);
+  }
+
+  /// Gives rows without a reference that of their first scores. What was summed up for them is 0.
+  template <int kColumnTiles>
+  __device__ __forceinline__ void settle(const float (&s)[kRowTiles][kColumnTiles][4]) {
+    float top[2];
+    maxima(s[0], top);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float m = fmaxf(kUntouched, of_row(top[half]) * factor_);
+      if (m_[0][half] == kUntouched) m_[0][half] = m;
     }
   }
 
@@ -178,6 +240,29 @@ class OnlineSoftmax {
     }
   }
 
+  /// The same, or 0 where they are below: floats that are not negative compare as integers do, and
+  /// of those Hopper has a maximum of three.
+  template <int kColumnTiles>
+  __device__ __forceinline__ static void maxima_from_zero(const float (&s)[kColumnTiles][4],
+                                                          float (&top)[2]) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      int highest = 0;
+#pragma unroll
+      for (int n = 0; n < kColumnTiles; ++n) {
+        highest = __vimax3_s32(highest, __float_as_int(s[n][2 * half]),
+                               __float_as_int(s[n][2 * half + 1]));
+      }
+      top[half] = __int_as_float(highest);
+    }
+  }
+
+  /// The largest of the four lanes that share a row.
+  __device__ __forceinline__ static float of_row(float top) {
+    top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
+    return fmaxf(top, __shfl_xor_sync(~0u, top, 2));
+  }
+
   /// Whether no weight of row tile r grows too large; `top`: this thread's largest scores.
   __device__ __forceinline__ bool trusted(int r, const float (&top)[2]) const {
     return top[0] * factor_ <= m_[r][0] + kTrustLog2 && top[1] * factor_ <= m_[r][1] + kTrustLog2;
@@ -188,10 +273,7 @@ class OnlineSoftmax {
   __device__ __forceinline__ void raise(int r, const float (&top)[2], Rescale rescale) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      float highest = top[half];
-      highest = fmaxf(highest, __shfl_xor_sync(~0u, highest, 1));
-      highest = fmaxf(highest, __shfl_xor_sync(~0u, highest, 2));
-      const float m = fmaxf(m_[r][half], highest * factor_);
+      const float m = fmaxf(m_[r][half], of_row(top[half]) * factor_);
       const float by = ptx::exp2(m_[r][half] - m);
       m_[r][half] = m;
       l_[r][half] *= by;

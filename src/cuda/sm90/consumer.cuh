@@ -10,6 +10,7 @@
 #include "cuda/sm90/consumer_side.cuh"
 #include "cuda/sm90/forward_traits.cuh"
 #include "cuda/sm90/store.cuh"
+#include "cuda/tile/products.cuh"
 
 namespace tessera::cuda::sm90 {
 
@@ -54,10 +55,12 @@ class Consumer : ConsumerSide<C> {
       }
       ptx::wgmma_fence();
       start_scores(r);
-      finish_scores<0>(r, now);
+      finish_scores<0>(r);
+      release_k(now);
       let_go_of_q();
-      weigh(r, softmax, now, work);
-      softmax.pack(r.s, r.weights);
+      bool special = asks_more(now, work);
+      begin_weights(r, softmax, now, work, special);
+      bool settled = softmax.settled();
       Message next;
       while (now.has(Message::more)) {
         next = receive();
@@ -65,17 +68,19 @@ class Consumer : ConsumerSide<C> {
         if constexpr (C.turns) wait_turn();
         ptx::wgmma_fence();
         start_scores(r);
-        start_output(r, now, work);
+        start_output(r, now, work, special);
         if constexpr (C.turns) pass_turn();
-        finish_scores<1>(r, next);
-        const bool raised = weigh(r, softmax, next, work);
-        finish_output(r);
-        if (raised) rescale(r);
-        softmax.pack(r.s, r.weights);
+        special = asks_more(next, work);
+        finish_scores<1>(r);
+        if constexpr (Traits::kTestsSums) {
+          weigh_by_sums(r, softmax, settled, next, work, special);
+        } else {
+          weigh_by_maxima(r, softmax, next, work, special);
+        }
         now = next;
       }
       ptx::wgmma_fence();
-      start_output(r, now, work);
+      start_output(r, now, work, special);
       finish_output(r);
       if (C.passes_over && now.has(Message::more)) pass_over(next, false);
       store(r, softmax, work);
@@ -94,16 +99,78 @@ class Consumer : ConsumerSide<C> {
     Scores s;
     Weights weights;
     float o[1][Traits::kOutTiles][4] = {};
-    float by[2];  ///< What o is to be multiplied by after its product.
   };
 
-  /// Weights in place of scores; whether o has to be rescaled.
-  __device__ __forceinline__ bool weigh(Registers& r, Softmax& softmax, const Message& visit,
-                                        const GroupWork& work) const {
-    score(r.s, visit, work);
-    const bool raised = softmax.prepare(r.s, r.by);
-    softmax.exponentiate(r.s);
-    return raised;
+  /// The weights of a work's first scores.
+  __device__ __forceinline__ void begin_weights(Registers& r, Softmax& softmax,
+                                                const Message& visit, const GroupWork& work,
+                                                bool special) const {
+    float sum[2];
+    score(r.s, visit, work, special);
+    softmax.settle(r.s);
+    softmax.exponentiate(r.s, sum);
+    softmax.add(sum);
+    softmax.pack(r.s, r.weights);
+  }
+
+  /// Those of further scores, while the product of the last weights is under way.
+  __device__ __forceinline__ void weigh_by_maxima(Registers& r, Softmax& softmax,
+                                                  const Message& visit, const GroupWork& work,
+                                                  bool special) {
+    float sum[2], by[2];
+    release_k(visit);
+    score(r.s, visit, work, special);
+    if (softmax.prepare(r.s, by)) {
+      wait_output(r);
+      rescale(r, by);
+    }
+    softmax.exponentiate(r.s, sum);
+    softmax.add(sum);
+    finish_output(r);
+    softmax.pack(r.s, r.weights);
+  }
+
+  /// The same; scores of which a weight grows too large are gone by then. K is there until none do.
+  __device__ __forceinline__ void weigh_by_sums(Registers& r, Softmax& softmax, bool& settled,
+                                                const Message& visit, const GroupWork& work,
+                                                bool special) {
+    float sum[2], by[2];
+    score(r.s, visit, work, special);
+    if (!settled) {
+      softmax.settle(r.s);
+      settled = softmax.settled();
+    }
+    softmax.exponentiate(r.s, sum);
+    finish_output(r);
+    softmax.pack(r.s, r.weights);
+    if (!softmax.trusts(sum)) {
+      multiply_again(r.s);
+      softmax.mask_as(r.weights, r.s);
+      softmax.raise(r.s, by);
+      rescale(r, by);
+      softmax.exponentiate(r.s, sum);
+      softmax.pack(r.s, r.weights);
+    }
+    softmax.add(sum);
+    release_k(visit);
+  }
+
+  /// The warp's rows of S = Q Kᵀ once more, without the other warps.
+  __device__ __forceinline__ void multiply_again(Scores& s) const {
+    const unsigned thread = thread_anew();
+    const int lane = static_cast<int>(thread % kWarpSize);
+    const int row = static_cast<int>(thread % kGroupThreads / kWarpSize) * kOutputRows;
+    const typename Traits::QTile q = shared_.q(q_.stage, group_);
+    const typename Traits::KTile k = shared_.k(k_.stage);
+#pragma unroll
+    for (int n = 0; n < Traits::kScoreTiles; ++n) {
+#pragma unroll
+      for (int at = 0; at < 4; ++at) s[0][n][at] = 0;
+    }
+#pragma unroll 1
+    for (int step = 0; step < C.head_dim / 16; ++step) {
+      multiply_rows_step<T>(s, q, row, k, 0, step, lane);
+    }
   }
 
   /// S [64 × tile_n] = Q Kᵀ.
@@ -112,29 +179,34 @@ class Consumer : ConsumerSide<C> {
     ptx::wgmma_commit();
   }
 
-  /// Then K may be overwritten, and behind its last key tile Q.
   template <int kPending>
-  __device__ __forceinline__ void finish_scores(Registers& r, const Message& visit) {
+  __device__ __forceinline__ static void finish_scores(Registers& r) {
     ptx::wgmma_wait<kPending>();
     ptx::hold(r.s[0]);
-    release_k(visit);
   }
 
   /// O [64 × Dv] += P V.
   __device__ __forceinline__ void start_output(Registers& r, const Message& visit,
-                                               const GroupWork& work) {
+                                               const GroupWork& work, bool special) {
     const Sequence& sequence = work.sequence;
     ptx::mbarrier_wait(shared_.v_full(v_.stage), v_.parity);
-    const bool behind = visit.begin() + C.tile_n > sequence.kv_len &&
-                        sequence.kv_begin + sequence.kv_len < p_.seq_kv;
-    if (behind || !visit.has(Message::whole)) clear_unused(visit, sequence.kv_len);
+    if (special) {
+      const bool behind = visit.begin() + C.tile_n > sequence.kv_len &&
+                          sequence.kv_begin + sequence.kv_len < p_.seq_kv;
+      if (behind || !visit.has(Message::whole)) clear_unused(visit, sequence.kv_len);
+    }
     start_registers<T>(r.o[0], r.weights[0], shared_.v(v_.stage));
     ptx::wgmma_commit();
   }
 
-  __device__ __forceinline__ void finish_output(Registers& r) {
+  __device__ __forceinline__ static void wait_output(Registers& r) {
     ptx::wgmma_wait<0>();
     ptx::hold(r.o[0]);
+  }
+
+  /// Then V may be overwritten.
+  __device__ __forceinline__ void finish_output(Registers& r) {
+    wait_output(r);
     release(shared_.v_empty(v_.stage));
     v_.advance();
   }
@@ -158,13 +230,21 @@ class Consumer : ConsumerSide<C> {
     ptx::sync_group(kGroupBarrier + group_, kGroupThreads);
   }
 
+  /// Whether positions or the block mask hide any key of the tile from any row.
+  __device__ __forceinline__ static bool asks_more(const Message& visit, const GroupWork& work) {
+    constexpr int kAll = Message::full | Message::whole;
+    return (visit.word & kAll) != kAll || visit.begin() < work.whole.begin ||
+           visit.begin() + C.tile_n > work.whole.end;
+  }
+
   /// From q · k to what the softmax takes.
-  __device__ __forceinline__ void score(Scores& s, const Message& visit,
-                                        const GroupWork& work) const {
+  __device__ __forceinline__ void score(Scores& s, const Message& visit, const GroupWork& work,
+                                        bool special) const {
     const Rules rules(p_, work.sequence, work.tile.b, work.tile.h, first_row(work));
     if constexpr (C.extras) {
       if (scored_) rules.score(s, visit.begin());
     }
+    if (!special) return;
     if (!visit.has(Message::full)) rules.mask_blocks(s, visit.begin());
     if (visit.begin() < work.whole.begin || visit.begin() + C.tile_n > work.whole.end) {
       rules.mask_positions(s, visit.begin());
@@ -181,11 +261,11 @@ class Consumer : ConsumerSide<C> {
   }
   __device__ __forceinline__ float factor() const { return scored_ ? 1.0f : p_.scale * kLog2e; }
 
-  __device__ __forceinline__ static void rescale(Registers& r) {
+  __device__ __forceinline__ static void rescale(Registers& r, const float (&by)[2]) {
 #pragma unroll
     for (int n = 0; n < Traits::kOutTiles; ++n) {
 #pragma unroll
-      for (int at = 0; at < 4; ++at) r.o[0][n][at] *= r.by[at / 2];
+      for (int at = 0; at < 4; ++at) r.o[0][n][at] *= by[at / 2];
     }
   }
 

@@ -14,7 +14,8 @@
 //     V_j → shared                             │ start S = Q K_jᵀ, start O += P_j−1 V_j−1
 //                                              │ pass the turn on
 //                                              │ wait for S: features → mask → 2^(S − m), row sums
-//                                              │ wait for O; P_j = S
+//                                              │ wait for O; P_j = S; rarely S once more, and O
+//                                              │   multiplied, since a weight was too large
 //                                              O += P V; O / row sums → shared, where Q was → o
 //
 // With two stages of Q, o leaves through the one that its Q was in, which is held until the copy
@@ -23,6 +24,10 @@
 //
 // A warpgroup's exponentials run under its own second product and under the products of the others,
 // which the turns keep apart. Registers go from the producer, which needs few, to the consumers.
+//
+// Whether a weight is too large for its 16 bits the maxima of S say before, or at head dim 64,
+// where they cost the most, the row sums behind: then a warp multiplies its rows of S once more by
+// itself, out of the tile of K that is held for that long.
 //
 // Which tiles of queries and keys there are only the producer works out; it says so in messages
 // that lie beside the tiles. Barriers count: a full one the bytes that the copy engine brings, an

@@ -8,10 +8,6 @@ std::span<const ForwardVariant> forward_d64() {
       //                              D    Dv   m    n   q  k  v  extras passes_over turns
       forward_variant<ForwardConfig{bf16, 64, 64, 192, 128, 2, 3, 3, false}>(),
       forward_variant<ForwardConfig{f16, 64, 64, 192, 128, 2, 3, 3, false}>(),
-      forward_variant<ForwardConfig{bf16, 64, 64, 192, 128, 2, 4, 4, false, true}>(),
-      forward_variant<ForwardConfig{f16, 64, 64, 192, 128, 2, 4, 4, false, true}>(),
-      forward_variant<ForwardConfig{bf16, 64, 64, 256, 64, 2, 8, 8, false, false, false}>(),
-      forward_variant<ForwardConfig{f16, 64, 64, 256, 64, 2, 8, 8, false, false, false}>(),
       forward_variant<ForwardConfig{bf16, 64, 64, 256, 64, 2, 8, 8, false, true, false}>(),
       forward_variant<ForwardConfig{f16, 64, 64, 256, 64, 2, 8, 8, false, true, false}>(),
       forward_variant<ForwardConfig{bf16, 64, 64, 128, 128, 2, 5, 5, false}>(),

@@ -20,6 +20,7 @@ struct KernelTraits<C> {
   static constexpr bool kPacked = C.packed;
   static constexpr bool kShares = false;
   static constexpr bool kHoldsQ = C.stages_output();
+  static constexpr bool kTestsSums = C.tests_sums();
   /// Registers of a thread. A block starts with as many for all as 65536 allow, in steps of 8.
   static constexpr int kProducerRegisters = kConsumers <= 2 ? 40 : 32;
   static constexpr int kConsumerRegisters = kConsumers == 4 ? 112 : kConsumers == 3 ? 160 : 232;

@@ -28,6 +28,8 @@ struct ForwardConfig {
 
   /// Whether o goes to memory by the copy engine, from where Q was: another Q is there by then.
   constexpr bool stages_output() const { return q_stages == 2 && head_dim_v <= head_dim; }
+  /// Whether row sums are tested in place of maxima (consumer.cuh), which holds K for longer.
+  constexpr bool tests_sums() const { return head_dim <= 64 && !extras && !packed; }
   constexpr int warpgroups() const { return tile_m / 64; }  ///< That multiply.
   /// Columns of a panel of a tile (SharedTile).
   constexpr int panel() const { return head_dim % 64 == 0 && head_dim_v % 64 == 0 ? 64 : 32; }

@@ -107,25 +107,34 @@ __device__ __forceinline__ void multiply_step(float (&acc)[kR][kC][4],
   }
 }
 
-/// acc += A · Bᵀ over whole rows: rows [row_a, …) of a, rows [row_b, …) of b.
+/// acc += A · Bᵀ for one k step of 16, columns [16 · k, 16 · k + 16) of both: rows [row_a, …) of a,
+/// rows [row_b, …) of b.
+template <typename T, int kR, int kC, typename TileA, typename TileB>
+__device__ __forceinline__ void multiply_rows_step(float (&acc)[kR][kC][4], const TileA& a,
+                                                   int row_a, const TileB& b, int row_b, int k,
+                                                   int id = lane_id()) {
+  std::uint32_t left[kR][4];
+#pragma unroll
+  for (int r = 0; r < kR; ++r) read_a(left[r], a, row_a + 16 * r, k, id);
+#pragma unroll
+  for (int c = 0; c < kC / 2; ++c) {
+    std::uint32_t right[4];
+    read_b_transposed(right, b, row_b + 16 * c, k, id);
+#pragma unroll
+    for (int r = 0; r < kR; ++r) {
+      ptx::mma_m16n8k16<T>(acc[r][2 * c], left[r], right[0], right[1]);
+      ptx::mma_m16n8k16<T>(acc[r][2 * c + 1], left[r], right[2], right[3]);
+    }
+  }
+}
+
+/// acc += A · Bᵀ over whole rows.
 template <typename T, int kR, int kC, typename TileA, typename TileB>
 __device__ __forceinline__ void multiply_rows(float (&acc)[kR][kC][4], const TileA& a, int row_a,
                                               const TileB& b, int row_b, int id = lane_id()) {
 #pragma unroll
   for (int k = 0; k < TileA::kCols / 16; ++k) {
-    std::uint32_t left[kR][4];
-#pragma unroll
-    for (int r = 0; r < kR; ++r) read_a(left[r], a, row_a + 16 * r, k, id);
-#pragma unroll
-    for (int c = 0; c < kC / 2; ++c) {
-      std::uint32_t right[4];
-      read_b_transposed(right, b, row_b + 16 * c, k, id);
-#pragma unroll
-      for (int r = 0; r < kR; ++r) {
-        ptx::mma_m16n8k16<T>(acc[r][2 * c], left[r], right[0], right[1]);
-        ptx::mma_m16n8k16<T>(acc[r][2 * c + 1], left[r], right[2], right[3]);
-      }
-    }
+    multiply_rows_step<T>(acc, a, row_a, b, row_b, k, id);
   }
 }
 
