@@ -235,6 +235,32 @@ TEST(Quantised, OddChannels) {
   }
 }
 
+/// All scores above zero, all below, one above and the rest below; with rows that are constant the
+/// integers are the largest there are.
+TEST(Quantised, ScoresOfOneSign) {
+  int step = 0;
+  for (double sign : {1.0, -1.0}) {
+    for (int kind = 0; kind < 3; ++kind) {
+      const double spread = kind == 0 ? 0 : 0.25;
+      for (std::int64_t head_dim : {64, 128}) {
+        for (int precision = 0; precision < 2; ++precision) {
+          Case c = shaped(step++, {200, 390}, head_dim);
+          c.dtype = kDtypes[step / 2 % 3];
+          c.attention.quantization.smooth_k = Smoothing::off;
+          c.attention.causal = step / 4 % 2 == 1;
+          Workload w = make_workload(c);
+          for (std::int64_t x = 0; x < w.q.count(); ++x) w.q.set(x, 1 + spread * w.q.get(x));
+          for (std::int64_t x = 0; x < w.k.count(); ++x) {
+            const bool other = kind == 2 && x / head_dim % 390 == 5;
+            w.k.set(x, (other ? -sign : sign) + spread * w.k.get(x));
+          }
+          check_quantised_workload(c, w);
+        }
+      }
+    }
+  }
+}
+
 /// A NaN or an infinity in one head makes NaN of what shares its scales, and of nothing else.
 TEST(Quantised, NaNAndInfinityComeThrough) {
   int step = 0;

@@ -41,6 +41,20 @@ class QuantisedSoftmax {
     return top;
   }
 
+  /// This thread's largest score of row `half` if it is not negative, else any negative one or NaN.
+  /// Bits of floats that are not negative have their order, those of all others are negative
+  /// integers; and the maximum of integers has three operands where that of floats has two.
+  template <int kTiles>
+  __device__ __forceinline__ static float top_unless_negative(const float (&s)[kTiles][4],
+                                                              int half) {
+    int top = __float_as_int(s[0][2 * half]);
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+      top = __vimax3_s32(__float_as_int(s[n][2 * half]), __float_as_int(s[n][2 * half + 1]), top);
+    }
+    return __int_as_float(top);
+  }
+
   /// Takes this thread's largest exponents. Whether what was accumulated has to be multiplied by
   /// `by`.
   __device__ __forceinline__ bool prepare(const float (&top)[2], float (&by)[2]) {

@@ -244,15 +244,7 @@ class SageConsumer : ConsumerSide<C> {
   __device__ __forceinline__ void weigh_tile(Registers& r, QuantisedSoftmax& softmax,
                                              const Number (&s)[kTiles][4]) const {
     float top[2];
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      top[half] = minus_infinity();
-#pragma unroll
-      for (int group = 0; group < Traits::kKeyGroups; ++group) {
-        top[half] = fmaxf(top[half], r.factor[group] * QuantisedSoftmax::top(s, group * kGroupTiles,
-                                                                             kGroupTiles, half));
-      }
-    }
+    find_tops(r, s, top);
     float by[2];
     if (softmax.prepare(top, by)) rescale(r, by);
     if (p_.lse.data != nullptr) {
@@ -262,17 +254,39 @@ class SageConsumer : ConsumerSide<C> {
     }
   }
 
+  /// This thread's largest exponents.
+  template <typename Number>
+  __device__ __forceinline__ static void find_tops(const Registers& r, const Number (&s)[kTiles][4],
+                                                   float (&top)[2]) {
+    if constexpr (C.scope == SageConfig::smooth_q) {  // floats with one factor
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        top[half] = r.factor[0] * QuantisedSoftmax::top_unless_negative(s, half);
+      }
+      if (__all_sync(~0u, top[0] >= 0 && top[1] >= 0)) return;
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      top[half] = minus_infinity();
+#pragma unroll
+      for (int group = 0; group < Traits::kKeyGroups; ++group) {
+        top[half] = fmaxf(top[half], r.factor[group] * QuantisedSoftmax::top(s, group * kGroupTiles,
+                                                                             kGroupTiles, half));
+      }
+    }
+  }
+
   /// Weights as the A operand of the second product, in the order in which V has its keys; with
   /// kExact also their sums before they are rounded, which the lse is made of. The turn is passed
   /// on in between.
   ///
   /// They come in parts, each of which takes its reference from the first weights of the one before
   /// it, times zero: else the compiler puts all conversions in front of all exponentials, and the
-  /// unit of neither is busy all the time.
+  /// unit of neither is busy all the time. Where Q was smoothed conversions are done by now.
   template <bool kExact, typename Number>
   __device__ __forceinline__ void exponentiate(Registers& r, const QuantisedSoftmax& softmax,
                                                const Number (&s)[kTiles][4]) const {
-    constexpr int kParts = Traits::kOutTiles > 8 ? 2 : 1;
+    constexpr int kParts = C.scope == SageConfig::smooth_q ? 0 : Traits::kOutTiles > 8 ? 2 : 1;
     int bits = 0;
     ptx::make_opaque(bits);
     const float zero = __int_as_float(bits);
@@ -283,7 +297,7 @@ class SageConsumer : ConsumerSide<C> {
 #pragma unroll
       for (int at = 0; at < 4; ++at) {
         const int half = at % 2;
-        const bool begins = at < 2 || kParts == 2;
+        const bool begins = kParts > 0 && (at < 2 || kParts == 2);
         if (begins && (k > 0 || at > 1)) {
           reference[half] = fmaf(first[half], zero, softmax.reference(half));
         }
