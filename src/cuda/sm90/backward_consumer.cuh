@@ -97,7 +97,7 @@ class BackwardConsumer {
                                               int number, Operands& operands,
                                               sm80::KeyGradient<C>& d_k,
                                               sm80::KeyGradient<C>& d_v) {
-    const int stage = uniform(number % C.stages);
+    const int stage = number % C.stages;
     memory_ = memory_.anew();
     clear_queries(memory_.q(stage), step);
     if (added_to_ >= 0) sm80::end_turn(accumulators_, added_to_);
@@ -211,7 +211,7 @@ class BackwardConsumer {
 
   /// This consumer's half of d_q = d_s K of a step, once both consumers' d_s is there.
   __device__ __forceinline__ void start_d_q(QueryGradient& d_q, int number) const {
-    const int stage = uniform(number % C.stages);
+    const int stage = number % C.stages;
     ptx::mbarrier_wait(memory_.d_s_full(stage), phase(number));
     ptx::wgmma_fence();
     if constexpr (Traits::kParts == 1) {
