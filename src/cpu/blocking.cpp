@@ -16,6 +16,8 @@ constexpr std::int64_t kLargeL2Bytes = 1 << 20;
 /// Of the bf16 kernels: where blocks and tiles have their full size, and the least they have.
 constexpr std::int64_t kWholeL2Bytes = 2 << 20;
 constexpr std::int64_t kLeastSide = 128;
+/// Rows of their backward tiles where L2 is smaller and cannot hold such a block and its sums.
+constexpr std::int64_t kTallTileRows = 768;
 constexpr std::int64_t kTasksPerThread = 3;
 
 std::int64_t round_down(std::int64_t n, std::int64_t step) { return n / step * step; }
@@ -53,8 +55,11 @@ Blocking choose_blocking(const Problem& p, const Isa& isa) {
     const auto share = static_cast<std::uint64_t>(most * l2_bytes / kWholeL2Bytes);
     const std::int64_t side =
         std::clamp(static_cast<std::int64_t>(std::bit_floor(share)), kLeastSide, most);
+    // Backward in a smaller L2, tiles are tall: the sums of dK and dV of all keys are read and
+    // written once for each of them, and come from beyond L2.
+    const bool tall = !forward && l2_bytes < kWholeL2Bytes;
     b.block_kv = side;
-    b.tile_q = round_down(side, panel);
+    b.tile_q = round_down(tall ? kTallTileRows : side, panel);
   }
 
   // A block mask's rows of blocks are never straddled: a tile holds one, or an equal part of one.
