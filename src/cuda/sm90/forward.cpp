@@ -34,7 +34,7 @@ int rows_beyond_blocks(const Problem& problem, const ForwardConfig& config) {
 }
 
 /// What measurements found (docs/hopper.md, Tuning): the config for head dims, without or with a
-/// causal mask or window, to so many keys.
+/// causal mask or window, to so many keys. Rates: README's table.
 struct Tuned {
   int head_dim, head_dim_v;
   bool masked;
@@ -44,13 +44,13 @@ struct Tuned {
 constexpr std::int64_t kAnyKeys = std::numeric_limits<std::int64_t>::max();
 constexpr Tuned kTuned[] = {
     // D, Dv, masked, keys, config                          TFLOP/s at S 512, 1024, …
-    {64, 64, false, 1024, "256x64-q2k8v8-passes-free"},  // 427, 500
-    {64, 64, false, kAnyKeys, "192x128-q2k3v3"},         // 548 (2048), 551, 616, 640 (16384)
-    {64, 64, true, 4096, "256x64-q2k8v8-passes-free"},   // 268, 371, 453, 506
-    {64, 64, true, kAnyKeys, "192x128-q2k3v3"},          // 567 (8192), 588
-    {128, 128, false, 8192, "128x128-q2k2v3"},           // 516, 618, 677, 707, 723
-    {128, 128, false, kAnyKeys, "128x160-q2k2v2"},       // 731 (16384)
-    {128, 128, true, kAnyKeys, "128x128-q2k2v3"},        // 326, 468, 577, 658, 699, 722 (16384)
+    {64, 64, false, 1024, "256x64-q2k8v8-passes-free"},  // 417, 502
+    {64, 64, false, kAnyKeys, "192x128-q2k3v3"},         // 566 (2048), 600, 651, 655 (16384)
+    {64, 64, true, 4096, "256x64-q2k8v8-passes-free"},   // 264, 378, 480, 556
+    {64, 64, true, kAnyKeys, "192x128-q2k3v3"},          // 607 (8192), 640
+    {128, 128, false, 8192, "128x128-q2k2v3"},           // 514, 635, 719, 755, 773
+    {128, 128, false, kAnyKeys, "128x160-q2k2v2"},       // 773 (16384)
+    {128, 128, true, kAnyKeys, "128x128-q2k2v3"},        // 331, 471, 599, 698, 741, 765 (16384)
 };
 
 /// Keys that a query sees, about: packed sequences' mean, at most what a window lets through.
